@@ -1,0 +1,236 @@
+//! What an agent tells of itself: the document behind `podspan status --output json`.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cidr::{Cidr, CidrSet};
+use crate::keys::LaneKey;
+use crate::names::{ClusterId, ClusterSetId, NodeId};
+use crate::record::Version;
+use crate::time::UnixTime;
+use crate::trust::RefusalKind;
+
+/// The state of one agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// The agent's clock.
+    pub now: UnixTime,
+    /// When the agent started.
+    pub started: UnixTime,
+    /// This node.
+    pub node: LocalNode,
+    /// The brokers and what was last heard of them.
+    pub broker: BrokerStatus,
+    /// The other clusters, by id.
+    pub clusters: Vec<ClusterStatus>,
+    /// What podspan has in the kernel, and what of it does not stand as it should.
+    pub kernel: KernelStatus,
+    /// Pods attached through the CNI plugin.
+    pub attachments: usize,
+    /// Records and grants that were refused: how many of each kind since the start.
+    pub refusals: BTreeMap<RefusalKind, u64>,
+    /// The latest refusals, each with its reason, newest first; at most 32, one for each node and kind.
+    pub refused: Vec<RefusedRecord>,
+    /// The packet workers, one for each lane.
+    pub workers: Vec<WorkerStatus>,
+    /// What a person should look at, worst first; empty when all is well.
+    pub problems: Vec<String>,
+}
+
+/// What this node is and announces.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalNode {
+    /// The cluster set.
+    pub cluster_set: ClusterSetId,
+    /// Cluster and node.
+    pub id: NodeId,
+    /// Whether other clusters may dial this node.
+    pub gateway: bool,
+    /// The addresses at which they do.
+    pub endpoints: Vec<IpAddr>,
+    /// The lanes' public keys and ports.
+    pub lanes: Vec<LocalLane>,
+    /// The pod CIDRs that this node owns.
+    pub pod_cidrs: CidrSet,
+    /// The cluster's service CIDRs.
+    pub service_cidrs: CidrSet,
+    /// The addresses with which the host itself goes to other clusters.
+    pub host_addresses: Vec<IpAddr>,
+    /// The version of the record that was last signed.
+    pub record: Option<Version>,
+    /// The tunnel's MTU, bytes.
+    pub mtu: u32,
+    /// Where the facts about the node come from, such as `file`.
+    pub source: String,
+    /// The last second in which this cluster's grant holds.
+    pub grant_not_after: UnixTime,
+}
+
+/// One lane of this node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LocalLane {
+    /// The public key.
+    pub key: LaneKey,
+    /// The UDP port.
+    pub port: u16,
+}
+
+/// What is known of the brokers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokerStatus {
+    /// The addresses that are tried.
+    pub addresses: Vec<String>,
+    /// The one in use, if any.
+    pub connected: Option<String>,
+    /// When one was last heard.
+    pub last_heard: Option<UnixTime>,
+    /// When this node's record or lease was last acknowledged.
+    pub last_published: Option<UnixTime>,
+    /// The last error of each broker that does not work.
+    pub errors: BTreeMap<String, String>,
+}
+
+/// How well a cluster or node can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reachability {
+    /// All its gateways that should have a session have one.
+    Up,
+    /// Some have.
+    Degraded,
+    /// Nothing was tried yet, or the first handshakes are under way.
+    Connecting,
+    /// None has.
+    Down,
+    /// No tunnel is meant to be held to it: it is reached through its gateways.
+    Via,
+}
+
+impl Reachability {
+    /// The word for it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Degraded => "degraded",
+            Self::Connecting => "connecting",
+            Self::Down => "down",
+            Self::Via => "via",
+        }
+    }
+}
+
+/// Another cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterStatus {
+    /// Its id.
+    pub cluster: ClusterId,
+    /// How well it can be reached.
+    pub state: Reachability,
+    /// The CIDRs that lead to it.
+    pub cidrs: CidrSet,
+    /// Its nodes, by name.
+    pub nodes: Vec<NodeStatus>,
+}
+
+/// A node of another cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatus {
+    /// Cluster and node.
+    pub id: NodeId,
+    /// Whether it is a gateway.
+    pub gateway: bool,
+    /// How well it can be reached.
+    pub state: Reachability,
+    /// Whether its lease lapsed or its record is over its time: still used, no longer confirmed.
+    pub stale: bool,
+    /// The version of its record.
+    pub version: Version,
+    /// The pod CIDRs it owns.
+    pub pod_cidrs: CidrSet,
+    /// The tunnels to it, by local and remote lane; empty where none is held.
+    pub lanes: Vec<LaneStatus>,
+}
+
+/// One tunnel: a lane of this node and a lane of a peer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LaneStatus {
+    /// Index of the lane here.
+    pub local: usize,
+    /// Index of the lane there.
+    pub remote: usize,
+    /// Where packets are sent.
+    pub endpoint: Option<SocketAddr>,
+    /// Whether there is a session that both ends confirmed.
+    pub established: bool,
+    /// Seconds since the last handshake.
+    pub handshake_age: Option<f64>,
+    /// Round trip of the last handshake, microseconds.
+    pub rtt_us: Option<u64>,
+    /// Bytes of inner packets received.
+    pub rx_bytes: u64,
+    /// Bytes of inner packets sent.
+    pub tx_bytes: u64,
+    /// Inner packets received.
+    pub rx_packets: u64,
+    /// Inner packets sent.
+    pub tx_packets: u64,
+    /// Packets dropped, by cause.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// One packet worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkerStatus {
+    /// The lane it owns.
+    pub lane: usize,
+    /// Its UDP port.
+    pub port: u16,
+    /// Whether it runs; if not, why.
+    pub failed: Option<String>,
+    /// Packets dropped that no peer could be charged with, by cause.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// What podspan has in the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KernelStatus {
+    /// The TUN interface.
+    pub interface: String,
+    /// The routing table's number.
+    pub table: u32,
+    /// The remote CIDRs that are routed.
+    pub routes: Vec<Cidr>,
+    /// How often something was found missing or changed and put right since the start.
+    pub healed: u64,
+    /// What could not be put right, each with its error; tried again until it works.
+    pub failing: Vec<String>,
+}
+
+/// A refused record, for a person.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedRecord {
+    /// The node the record claims to be about, if it could be read.
+    pub claimed: Option<NodeId>,
+    /// The kind of refusal.
+    pub kind: RefusalKind,
+    /// Why, and what to do.
+    pub detail: String,
+    /// When it was last refused.
+    pub at: UnixTime,
+    /// How often.
+    pub times: u64,
+}
