@@ -117,9 +117,7 @@ fn is_broker(text: &str) -> bool {
     };
     let host_ok = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-')
-        }
+        None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-'),
     };
     host_ok && port.parse::<u16>().is_ok_and(|port| port != 0)
 }

@@ -275,7 +275,8 @@ mod tests {
 
     #[test]
     fn only_one_way_to_write_a_prefix() {
-        for bad in ["", "10.0.0.0", "10.0.0.0/", "10.0.0.0/33", "10.0.0.0/255.0.0.0", "10.0.0.0/+8", "fd00::/129"]
+        for bad in
+            ["", "10.0.0.0", "10.0.0.0/", "10.0.0.0/33", "10.0.0.0/255.0.0.0", "10.0.0.0/+8", "fd00::/129"]
         {
             assert!(matches!(bad.parse::<Cidr>(), Err(CidrError::Syntax { .. })), "{bad}");
         }
@@ -296,8 +297,16 @@ mod tests {
 
     #[test]
     fn reserved_prefixes_are_not_announceable() {
-        for bad in ["0.0.0.0/0", "10.0.0.0/7", "127.0.0.1/32", "169.254.169.254/32", "239.0.0.0/8", "::1/128", "fe80::/64", "fc00::/7"]
-        {
+        for bad in [
+            "0.0.0.0/0",
+            "10.0.0.0/7",
+            "127.0.0.1/32",
+            "169.254.169.254/32",
+            "239.0.0.0/8",
+            "::1/128",
+            "fe80::/64",
+            "fc00::/7",
+        ] {
             assert!(cidr(bad).not_announceable().is_some(), "{bad}");
         }
         for good in ["10.0.0.0/8", "100.64.0.0/10", "192.0.2.0/24", "fd00::/48", "2001:db8::/32"] {
@@ -307,7 +316,8 @@ mod tests {
 
     #[test]
     fn sets_are_canonical() {
-        let set: CidrSet = ["10.2.0.0/16", "fd00::/48", "10.1.0.0/16", "10.2.0.0/16"].map(cidr).into_iter().collect();
+        let set: CidrSet =
+            ["10.2.0.0/16", "fd00::/48", "10.1.0.0/16", "10.2.0.0/16"].map(cidr).into_iter().collect();
         assert_eq!(set.to_string(), "10.1.0.0/16, 10.2.0.0/16, fd00::/48");
     }
 }

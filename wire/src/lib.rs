@@ -17,6 +17,8 @@ mod keys;
 pub mod local;
 mod names;
 mod record;
+#[cfg(feature = "settings")]
+pub mod settings;
 pub mod status;
 mod time;
 mod trust;

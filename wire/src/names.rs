@@ -23,9 +23,7 @@ pub enum NameError {
     },
     /// A character outside `a-z`, `0-9`, `-` (and `.` between labels of a node's name), or a label that
     /// starts or ends with `-`.
-    #[error(
-        "{name:?} is not a DNS name: use a-z, 0-9 and '-', starting and ending with a letter or a digit"
-    )]
+    #[error("{name:?} is not a DNS name: use a-z, 0-9 and '-', starting and ending with a letter or a digit")]
     NotDns {
         /// The name as it was given.
         name: String,

@@ -145,8 +145,7 @@ fn is_endpoint(address: &IpAddr) -> bool {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast() || v4.octets()[0] == 0,
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
-    canonical
-        && !(link_local || address.is_unspecified() || address.is_loopback() || address.is_multicast())
+    canonical && !(link_local || address.is_unspecified() || address.is_loopback() || address.is_multicast())
 }
 
 /// A record as it is sent and stored: with the grant that it stands on.

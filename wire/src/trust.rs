@@ -204,7 +204,10 @@ impl Trust {
         if grant.cluster_set != self.cluster_set {
             return Err(Refusal::new(
                 RefusalKind::OtherClusterSet,
-                format!("the grant names the cluster set {}, this is {}", grant.cluster_set, self.cluster_set),
+                format!(
+                    "the grant names the cluster set {}, this is {}",
+                    grant.cluster_set, self.cluster_set
+                ),
             ));
         }
         match grant.fault() {
@@ -250,9 +253,10 @@ impl Trust {
                 RefusalKind::RecordSignature,
                 format!("a record is not signed by the key of cluster {}", grant.cluster),
             ),
-            other => {
-                Refusal::new(RefusalKind::Malformed, format!("a record of cluster {}: {other}", grant.cluster))
-            }
+            other => Refusal::new(
+                RefusalKind::Malformed,
+                format!("a record of cluster {}: {other}", grant.cluster),
+            ),
         })?;
         let id = record.id();
         if record.cluster_set != self.cluster_set {
