@@ -1,0 +1,258 @@
+//! Counters: written by one worker each, read by anybody at any time.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use arc_swap::ArcSwapOption;
+
+use crate::core::Time;
+
+macro_rules! causes {
+    ($($(#[$doc:meta])* $name:ident => $label:literal,)*) => {
+        /// Why a packet was dropped.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum DropCause {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl DropCause {
+            /// All causes, in the order of their declaration.
+            pub const ALL: [Self; [$($label),*].len()] = [$(Self::$name),*];
+
+            /// The cause as a metric label: `snake_case`, stable.
+            #[must_use]
+            pub fn label(self) -> &'static str {
+                match self {
+                    $(Self::$name => $label,)*
+                }
+            }
+        }
+    };
+}
+
+causes! {
+    /// From the TUN: no route leads to the destination.
+    NoRoute => "no_route",
+    /// From the TUN: the route has neither an owner nor a gateway that is a peer.
+    NoGateway => "no_gateway",
+    /// Not an IP packet (inner), or not a WireGuard message (outer), or its lengths contradict each other.
+    Malformed => "malformed",
+    /// From a peer: the inner source belongs, by longest prefix, to somebody else.
+    SourceMismatch => "source_mismatch",
+    /// A handshake by a key that is no peer's.
+    UnknownPeer => "unknown_peer",
+    /// A data packet or handshake response for a session that is not (or no longer) known here.
+    UnknownSession => "unknown_session",
+    /// A packet whose counter, or a handshake whose timestamp, was seen before or is too old.
+    Replay => "replay",
+    /// A packet that does not authenticate.
+    Unauthenticated => "unauthenticated",
+    /// A handshake without a valid cookie while the lane is under load; a cookie was sent instead.
+    UnderLoad => "under_load",
+    /// A bounded queue was full: packets waiting for a handshake, handshakes waiting to be worked on, or
+    /// the socket's send buffer.
+    QueueFull => "queue_full",
+    /// Waited too long for a handshake that never came.
+    HandshakeTimeout => "handshake_timeout",
+    /// Larger than a UDP datagram, or than what the interface it would leave by takes.
+    TooBig => "too_big",
+    /// The kernel refused the outer packet, for want of a route for example.
+    SendFailed => "send_failed",
+    /// The kernel refused the inner packet: the interface is down or gone.
+    TunWriteFailed => "tun_write_failed",
+    /// The TUN queue could not be read: the interface is down or gone.
+    TunReadFailed => "tun_read_failed",
+    /// The UDP socket could not be read.
+    ReceiveFailed => "receive_failed",
+    /// The peer has no endpoint, and none has been learned from it.
+    NoEndpoint => "no_endpoint",
+    /// The inner destination is multicast, broadcast, link-local, loopback or unspecified.
+    NotUnicast => "not_unicast",
+}
+
+/// Dropped packets by cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DropCounts([u64; DropCause::ALL.len()]);
+
+impl DropCounts {
+    /// How many were dropped for `cause`.
+    #[must_use]
+    pub fn get(&self, cause: DropCause) -> u64 {
+        self.0[cause as usize]
+    }
+
+    /// Every cause with its count, zeros included, in the order of [`DropCause::ALL`].
+    pub fn iter(&self) -> impl Iterator<Item = (DropCause, u64)> + '_ {
+        DropCause::ALL.into_iter().map(|cause| (cause, self.get(cause)))
+    }
+
+    /// All drops together.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+}
+
+impl IntoIterator for DropCounts {
+    type Item = (DropCause, u64);
+    type IntoIter = std::vec::IntoIter<(DropCause, u64)>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter().collect::<Vec<_>>().into_iter()
+    }
+}
+
+/// One number with a single writer: no read-modify-write instruction is needed, and none is used.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Drops by cause, with a single writer.
+#[derive(Debug, Default)]
+pub(crate) struct DropCounters([Counter; DropCause::ALL.len()]);
+
+impl DropCounters {
+    pub(crate) fn count(&self, cause: DropCause) {
+        self.add(cause, 1);
+    }
+
+    pub(crate) fn add(&self, cause: DropCause, n: u64) {
+        self.0[cause as usize].add(n);
+    }
+
+    pub(crate) fn read(&self) -> DropCounts {
+        let mut counts = DropCounts::default();
+        for (count, counter) in counts.0.iter_mut().zip(&self.0) {
+            *count = counter.get();
+        }
+        counts
+    }
+}
+
+/// What one worker counts. Two cache lines apart from its neighbours: prefetchers fetch them in pairs.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct WorkerCounters {
+    pub(crate) rx_outer_packets: Counter,
+    pub(crate) rx_outer_bytes: Counter,
+    pub(crate) tx_outer_packets: Counter,
+    pub(crate) tx_outer_bytes: Counter,
+    pub(crate) rx_inner_packets: Counter,
+    pub(crate) rx_inner_bytes: Counter,
+    pub(crate) tx_inner_packets: Counter,
+    pub(crate) tx_inner_bytes: Counter,
+    pub(crate) handshakes: Counter,
+    pub(crate) cookies: Counter,
+    pub(crate) ticks: Counter,
+    pub(crate) drops: DropCounters,
+}
+
+/// Written into a [`Counter`] that stands for a time which has not come yet.
+const NEVER: u64 = u64::MAX;
+
+/// What one worker tells of one tunnel.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(crate) struct TunnelCounters {
+    pub(crate) rx_packets: Counter,
+    pub(crate) rx_bytes: Counter,
+    pub(crate) tx_packets: Counter,
+    pub(crate) tx_bytes: Counter,
+    pub(crate) drops: DropCounters,
+    established: AtomicBool,
+    /// Microseconds of [`Time`], or [`NEVER`].
+    handshake_at: Counter,
+    /// Microseconds, or [`NEVER`].
+    rtt: Counter,
+    /// Replaced when the peer roams, which is rare; readers never hold the worker up.
+    endpoint: ArcSwapOption<SocketAddr>,
+}
+
+impl Default for TunnelCounters {
+    fn default() -> Self {
+        let never = || Counter(AtomicU64::new(NEVER));
+        Self {
+            rx_packets: Counter::default(),
+            rx_bytes: Counter::default(),
+            tx_packets: Counter::default(),
+            tx_bytes: Counter::default(),
+            drops: DropCounters::default(),
+            established: AtomicBool::new(false),
+            handshake_at: never(),
+            rtt: never(),
+            endpoint: ArcSwapOption::empty(),
+        }
+    }
+}
+
+impl TunnelCounters {
+    pub(crate) fn set_established(&self, established: bool) {
+        self.established.store(established, Relaxed);
+    }
+
+    pub(crate) fn established(&self) -> bool {
+        self.established.load(Relaxed)
+    }
+
+    pub(crate) fn set_handshake(&self, at: Time) {
+        self.handshake_at.set(at.as_micros());
+    }
+
+    pub(crate) fn handshake(&self) -> Option<Time> {
+        Some(self.handshake_at.get()).filter(|&at| at != NEVER).map(Time::from_micros)
+    }
+
+    pub(crate) fn set_rtt(&self, rtt: std::time::Duration) {
+        self.rtt.set(rtt.as_micros().try_into().unwrap_or(NEVER - 1));
+    }
+
+    pub(crate) fn rtt(&self) -> Option<std::time::Duration> {
+        Some(self.rtt.get()).filter(|&rtt| rtt != NEVER).map(std::time::Duration::from_micros)
+    }
+
+    pub(crate) fn set_endpoint(&self, endpoint: Option<SocketAddr>) {
+        self.endpoint.store(endpoint.map(Arc::new));
+    }
+
+    pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
+        self.endpoint.load().as_deref().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_unique_and_fit_for_metrics() {
+        let mut labels: Vec<_> = DropCause::ALL.iter().map(|cause| cause.label()).collect();
+        assert!(labels.iter().all(|label| label.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')));
+        labels.sort_unstable();
+        labels.dedup();
+        assert_eq!(labels.len(), DropCause::ALL.len());
+    }
+
+    #[test]
+    fn counts_are_read_back_by_cause() {
+        let counters = DropCounters::default();
+        counters.count(DropCause::Replay);
+        counters.add(DropCause::NotUnicast, 3);
+        let counts = counters.read();
+        assert_eq!(counts.get(DropCause::Replay), 1);
+        assert_eq!(counts.total(), 4);
+        assert_eq!(counts.into_iter().filter(|&(_, n)| n > 0).count(), 2);
+    }
+}

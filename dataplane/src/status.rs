@@ -1,0 +1,90 @@
+//! What the dataplane tells of itself.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use podspan_wire::NodeId;
+
+use crate::counters::DropCounts;
+
+/// The state of the dataplane at one moment. Numbers of different tunnels may be microseconds apart.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// The peers of the table, in the order of their ids.
+    pub peers: Vec<PeerStatus>,
+    /// The workers, by lane.
+    pub workers: Vec<WorkerStatus>,
+}
+
+/// One peer.
+#[derive(Clone, Debug)]
+pub struct PeerStatus {
+    /// Which node it is.
+    pub id: NodeId,
+    /// The tunnels to it, by local and remote lane.
+    pub lanes: Vec<LaneStatus>,
+}
+
+/// One tunnel: a lane of this node and a lane of the peer.
+#[derive(Clone, Debug)]
+pub struct LaneStatus {
+    /// Index of the lane here.
+    pub local: usize,
+    /// Index of the lane there.
+    pub remote: usize,
+    /// Where packets are sent: the address that last authenticated, or before that the one tried last.
+    /// Worth remembering for [`crate::PeerSpec::learned`] only if there is a `handshake_age`.
+    pub endpoint: Option<SocketAddr>,
+    /// Whether there is a session that this end may send on and whose other end is not silent: packets
+    /// sent in the last 15 s were answered by something (WireGuard paper, section 6.5).
+    pub established: bool,
+    /// Time since the last handshake that was completed.
+    pub handshake_age: Option<Duration>,
+    /// Round trip of the last handshake that this end began, including the far end's work on it.
+    pub rtt: Option<Duration>,
+    /// Bytes of inner packets received and passed on.
+    pub rx_bytes: u64,
+    /// Bytes of inner packets sent.
+    pub tx_bytes: u64,
+    /// Inner packets received and passed on; keepalives do not count.
+    pub rx_packets: u64,
+    /// Inner packets sent; keepalives do not count.
+    pub tx_packets: u64,
+    /// Packets dropped that this peer is charged with.
+    pub drops: DropCounts,
+}
+
+/// One packet worker.
+#[derive(Clone, Debug)]
+pub struct WorkerStatus {
+    /// The lane it owns.
+    pub lane: usize,
+    /// Its UDP port.
+    pub port: u16,
+    /// Why it does not run, if it does not.
+    pub failed: Option<String>,
+    /// Datagrams received, of whatever kind.
+    pub rx_outer_packets: u64,
+    /// Their payload, bytes.
+    pub rx_outer_bytes: u64,
+    /// Datagrams sent.
+    pub tx_outer_packets: u64,
+    /// Their payload, bytes.
+    pub tx_outer_bytes: u64,
+    /// Inner packets written to the TUN.
+    pub rx_inner_packets: u64,
+    /// Their bytes.
+    pub rx_inner_bytes: u64,
+    /// Inner packets read from the TUN.
+    pub tx_inner_packets: u64,
+    /// Their bytes.
+    pub tx_inner_bytes: u64,
+    /// Handshakes completed.
+    pub handshakes: u64,
+    /// Cookie replies sent.
+    pub cookies: u64,
+    /// How often a tunnel's timers were looked at.
+    pub ticks: u64,
+    /// Packets dropped that no peer could be charged with.
+    pub drops: DropCounts,
+}

@@ -1,0 +1,228 @@
+//! The table: who the peers are and which prefixes lead to them. Immutable once built, swapped whole.
+
+mod build;
+mod lookup;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use podspan_wire::{Cidr, Lane, LaneKey, NodeId};
+
+use crate::counters::TunnelCounters;
+pub(crate) use build::build;
+pub(crate) use lookup::Lookup;
+
+/// A peer as the caller wants it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerSpec {
+    /// Which node it is; unique within a table.
+    pub id: NodeId,
+    /// The peer's lanes in order, 1 to [`podspan_wire::MAX_LANES`]; a plain WireGuard peer has one.
+    pub lanes: Vec<Lane>,
+    /// Published underlay addresses, the best first; lane `b` listens at each of them on its own port.
+    /// Empty for a peer behind NAT: it dials us.
+    pub endpoints: Vec<IpAddr>,
+    /// (local lane, remote lane, endpoint) known from an earlier life of this node; such a tunnel is
+    /// dialled at once, whatever `dial` says, and given up after three attempts unless `dial` is set.
+    pub learned: Vec<(usize, usize, SocketAddr)>,
+    /// Send something at least every so many seconds, so that a NAT keeps its mapping. Implies that the
+    /// session is kept up.
+    pub persistent_keepalive: Option<u16>,
+    /// Bring the tunnels up at once and keep them up without waiting for traffic.
+    pub dial: bool,
+}
+
+/// A prefix and who it leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteSpec {
+    /// The prefix; unique within a table.
+    pub cidr: Cidr,
+    /// The node that owns the prefix, if one does. It need not be a peer: then packets go to a gateway.
+    /// Packets from the prefix are taken from the owner only; without an owner, from any gateway.
+    pub owner: Option<NodeId>,
+    /// Peers that pass packets for the prefix on; their order does not matter.
+    pub gateways: Vec<NodeId>,
+}
+
+/// A whole table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableSpec {
+    /// The peers.
+    pub peers: Vec<PeerSpec>,
+    /// The routes.
+    pub routes: Vec<RouteSpec>,
+}
+
+/// One entry of a table that was left out, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// The node id occurs twice; the first entry counts.
+    #[error("peer {0} is listed twice: the first entry is used")]
+    DuplicatePeer(NodeId),
+    /// No lanes, or too many.
+    #[error("peer {id} has {lanes} lanes: there must be 1 to {most}", most = podspan_wire::MAX_LANES)]
+    Lanes {
+        /// The peer.
+        id: NodeId,
+        /// How many lanes it lists.
+        lanes: usize,
+    },
+    /// A lane's port is 0.
+    #[error("peer {id}, lane {lane}: port 0 cannot be sent to")]
+    Port {
+        /// The peer.
+        id: NodeId,
+        /// The lane.
+        lane: usize,
+    },
+    /// A lane's key is a point of small order: no handshake with it would be secret (RFC 7748 section 6.1).
+    #[error("peer {id}, lane {lane}: {key} is not a usable key; the node must make new ones")]
+    WeakKey {
+        /// The peer.
+        id: NodeId,
+        /// The lane.
+        lane: usize,
+        /// The key.
+        key: LaneKey,
+    },
+    /// A lane's key is one of this node's own.
+    #[error(
+        "peer {id}, lane {lane}: {key} is this node's own key; two nodes share a state directory or disk image"
+    )]
+    OwnKey {
+        /// The peer.
+        id: NodeId,
+        /// The lane.
+        lane: usize,
+        /// The key.
+        key: LaneKey,
+    },
+    /// Two lanes have one key, so a handshake by it would be nobody's.
+    #[error(
+        "peer {id}, lane {lane}: {key} is also {other}'s; two nodes share a state directory or disk image"
+    )]
+    DuplicateKey {
+        /// The peer.
+        id: NodeId,
+        /// The lane.
+        lane: usize,
+        /// The key.
+        key: LaneKey,
+        /// The peer that has it too and was listed first.
+        other: NodeId,
+    },
+    /// An endpoint no packet can be sent to; the peer's others are used.
+    #[error("peer {id}: {endpoint} is not a unicast address, it cannot be an endpoint")]
+    Endpoint {
+        /// The peer.
+        id: NodeId,
+        /// The address.
+        endpoint: IpAddr,
+    },
+    /// The prefix occurs twice; the first entry counts.
+    #[error("route {0} is listed twice: the first entry is used")]
+    DuplicateRoute(Cidr),
+    /// The prefix is not one that pods may have.
+    #[error("route {cidr}: the prefix {why}")]
+    Route {
+        /// The prefix.
+        cidr: Cidr,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A gateway is not among the peers; the route's others are used.
+    #[error("route {cidr}: gateway {gateway} is not among the peers")]
+    UnknownGateway {
+        /// The prefix.
+        cidr: Cidr,
+        /// The gateway.
+        gateway: NodeId,
+    },
+}
+
+/// Entries of a table that were left out. **Everything else of the table is in force.**
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableError {
+    /// The entries, each with its reason; never empty.
+    pub rejected: Vec<Rejected>,
+}
+
+impl std::error::Error for TableError {}
+
+impl fmt::Display for TableError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} entries of the table were left out: ", self.rejected.len())?;
+        for (i, rejected) in self.rejected.iter().take(8).enumerate() {
+            write!(f, "{}{rejected}", if i == 0 { "" } else { "; " })?;
+        }
+        if self.rejected.len() > 8 {
+            write!(f, "; and {} more", self.rejected.len() - 8)?;
+        }
+        Ok(())
+    }
+}
+
+/// Index of a peer in [`Table::peers`].
+pub(crate) type PeerIndex = u32;
+
+/// A peer, checked.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) spec: PeerSpec,
+    /// Stands for the node in the rendezvous hash: the same at every node and after every restart.
+    pub(crate) seed: u64,
+    /// The tunnels to it, by local and remote lane.
+    pub(crate) tunnels: Vec<TunnelEntry>,
+}
+
+/// One tunnel of a peer: the pair of lanes, and where its worker writes what it counts.
+#[derive(Clone, Debug)]
+pub(crate) struct TunnelEntry {
+    pub(crate) local: usize,
+    pub(crate) remote: usize,
+    pub(crate) counters: Arc<TunnelCounters>,
+}
+
+/// Where a prefix leads.
+#[derive(Debug)]
+pub(crate) struct Route {
+    /// Whether the prefix has an owner at all, peer or not.
+    pub(crate) owned: bool,
+    /// The owner, if it is a peer.
+    pub(crate) owner: Option<PeerIndex>,
+    /// In the order of node ids.
+    pub(crate) gateways: Box<[PeerIndex]>,
+}
+
+impl Route {
+    /// Whether packets whose source lies in the prefix may come from `peer`.
+    pub(crate) fn may_send(&self, peer: PeerIndex) -> bool {
+        if self.owned { self.owner == Some(peer) } else { self.gateways.contains(&peer) }
+    }
+}
+
+/// A table, checked and indexed.
+#[derive(Debug, Default)]
+pub struct Table {
+    /// In the order of node ids.
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) routes: Vec<Route>,
+    pub(crate) lookup: Lookup,
+}
+
+impl Table {
+    /// Checks `spec` and makes the table of it, for a node with these lane keys; `before` is the table
+    /// in force until now, whose counters go on where a tunnel stays what it was.
+    ///
+    /// Also tells which entries were left out.
+    #[must_use]
+    pub fn new(spec: TableSpec, own: &[LaneKey], before: &Self) -> (Self, Vec<Rejected>) {
+        build(spec, own, before)
+    }
+
+    /// The route of the longest prefix that holds `address`.
+    pub(crate) fn route(&self, address: IpAddr) -> Option<&Route> {
+        self.routes.get(self.lookup.get(address)? as usize)
+    }
+}

@@ -1,0 +1,1 @@
+//! Joins the core to the kernel.

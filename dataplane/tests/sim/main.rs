@@ -1,0 +1,1 @@
+//! Cores joined by a simulated network in virtual time.
