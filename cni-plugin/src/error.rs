@@ -12,8 +12,6 @@ pub enum Code {
     IncompatibleVersion = 1,
     /// A key inside podspan's own configuration that does not exist; the message names key and value.
     UnsupportedField = 2,
-    /// The container's network namespace does not exist.
-    UnknownContainer = 3,
     /// A `CNI_*` variable is missing or wrong; the message names it.
     InvalidEnvironment = 4,
     /// Standard input or output failed.

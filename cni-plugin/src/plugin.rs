@@ -95,22 +95,18 @@ impl Pod {
         interface: PodInterface,
         args: &Args,
     ) -> Result<Self, CniError> {
-        let wrong =
-            |code, details: String| CniError::new(code, "CNI_NETNS is no usable network namespace", details);
-        let netns = netns::open(path).map_err(|error| {
-            let code = match error.kind() {
-                std::io::ErrorKind::NotFound => Code::UnknownContainer,
-                _ => Code::InvalidEnvironment,
-            };
-            wrong(code, format!("CNI_NETNS={}: {error}", path.display()))
-        })?;
+        // Not code 3, even when the path is gone: it would tell the runtime to skip DEL, and the earlier
+        // plugins of the chain hold addresses.
+        let wrong = |details: String| {
+            let message = "CNI_NETNS is no usable network namespace";
+            CniError::new(Code::InvalidEnvironment, message, details)
+        };
+        let netns =
+            netns::open(path).map_err(|error| wrong(format!("CNI_NETNS={}: {error}", path.display())))?;
         // Routes meant for a pod would take the node's own traffic with them.
         let own = netns::open(Path::new("/proc/self/ns/net"));
         if own.and_then(|own| netns::same(&own, &netns)).unwrap_or(false) {
-            return Err(wrong(
-                Code::InvalidEnvironment,
-                format!("CNI_NETNS={} is the node's own namespace", path.display()),
-            ));
+            return Err(wrong(format!("CNI_NETNS={} is the node's own namespace", path.display())));
         }
         let pod = args.pod.as_ref().map(|name| match &args.namespace {
             Some(namespace) => format!("{namespace}/{name}"),
@@ -319,8 +315,8 @@ fn gc(conf: &NetConf, settings: &Settings, notes: &mut Vec<String>) -> Result<()
     };
     let deadline = Deadline::after(settings.timeout);
     match pending::list(&settings.socket) {
-        Ok((kept, _)) => {
-            for detail in kept {
+        Ok(kept) => {
+            for detail in kept.details {
                 if detail.network == conf.name
                     && !valid.contains(&detail.attachment)
                     && let Err(error) = pending::forget(&settings.socket, &detail.attachment)
