@@ -1,2 +1,78 @@
-//! Placeholder until the first code lands.
-fn main() {}
+//! The lab: clusters made of network namespaces on one machine, to see podspan at work and to prove it.
+//!
+//! `cargo lab demo` shows, `cargo lab test` proves, `cargo lab up` makes a world to look around in.
+
+mod cni_runtime;
+mod command;
+mod commands;
+mod netns;
+mod probe;
+mod process;
+mod requirements;
+mod rules;
+mod screen;
+mod signals;
+mod snapshot;
+mod state;
+mod topology;
+mod world;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The lab: three clusters made of network namespaces on this machine, joined by podspan.
+#[derive(Debug, Parser)]
+#[command(name = "lab", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make the world and leave it running
+    Up(commands::Up),
+    /// Take the world down and check that nothing is left of it
+    Down,
+    /// Tell what stands and what runs
+    Status,
+    /// Run a command in a pod, on a node or on the router
+    Exec(commands::Exec),
+    /// Serve probes in the calling namespace
+    #[command(hide = true)]
+    ProbeServer {
+        /// TCP and UDP port
+        #[arg(long)]
+        port: u16,
+    },
+    /// Run the probe jobs given as JSON on standard input
+    #[command(hide = true)]
+    ProbeClient,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        // The probes are ended by plain signals.
+        Command::ProbeServer { port } => probe::run_server(port).map(|()| ExitCode::SUCCESS),
+        Command::ProbeClient => probe::run_client().map(|()| ExitCode::SUCCESS),
+        Command::Exec(exec) => commands::exec(&exec),
+        command => signals::listen().and_then(|()| match command {
+            Command::Up(up) => commands::up(&up),
+            Command::Down => commands::down(),
+            _ => commands::status(),
+        }),
+    };
+    match result {
+        Ok(_) if signals::was_interrupted() => ExitCode::from(130),
+        Ok(code) => code,
+        Err(error) => {
+            if signals::was_interrupted() {
+                return ExitCode::from(130);
+            }
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The subcommands that make a world, look at it and take it down.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::command::Cmd;
+use crate::requirements;
+use crate::rules::{Backend, Variant};
+use crate::screen::Screen;
+use crate::state::{Lock, Record, Stage};
+use crate::topology::Topology;
+use crate::world::{self, Chain, World};
+
+/// Which variant of the clusters' own rules a world has.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct VariantArgs {
+    /// How the clusters' CNI and kube-proxy write their rules
+    #[arg(long, value_enum, default_value = "iptables-nft")]
+    rules: Backend,
+    /// Run kube-proxy without a cluster CIDR, so that clients from elsewhere are not masqueraded
+    #[arg(long)]
+    no_cluster_cidr: bool,
+}
+
+impl VariantArgs {
+    pub(crate) fn variant(self) -> Variant {
+        Variant { backend: self.rules, cluster_cidr: !self.no_cluster_cidr }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    #[command(flatten)]
+    variant: VariantArgs,
+    /// Leave podspan out: three clusters that know nothing of each other
+    #[arg(long)]
+    bare: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// Where: a pod such as alpha/pod1, a node such as alpha-1, or router, broker, internet
+    place: String,
+    /// The command and its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+pub(crate) fn up(up: &Up) -> Result<ExitCode> {
+    let screen = Screen::new(false);
+    requirements::ensure(&screen)?;
+    let mut world = World::create(up.variant.variant(), screen)?;
+    world.attach_pods(&Chain::bare())?;
+    world.start_services()?;
+    world.start_probes()?;
+    world.stay()?;
+    screen.line("the lab is up; look at it with `cargo lab status`, end it with `cargo lab down`");
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn down() -> Result<ExitCode> {
+    let screen = Screen::new(false);
+    requirements::ensure_root()?;
+    let Some(record) = with_lock()? else {
+        screen.line("there is no lab: nothing to do");
+        return Ok(ExitCode::SUCCESS);
+    };
+    let (lock, record) = record;
+    let left = crate::signals::uninterrupted(|| world::tear_down(&record))?;
+    drop(lock);
+    if left.is_empty() {
+        screen.line("the lab is down; the machine's network is as it was before, compared in full");
+        return Ok(ExitCode::SUCCESS);
+    }
+    bail!("the lab is down, but this is left or changed:\n  {}", left.0.join("\n  "));
+}
+
+/// The lock and the record, if there is one; without one no directory is left either.
+fn with_lock() -> Result<Option<(Lock, Record)>> {
+    if !std::path::Path::new(crate::state::ROOT).exists() {
+        return Ok(None);
+    }
+    let lock = Lock::take()?;
+    match Record::load()? {
+        Some(record) => Ok(Some((lock, record))),
+        None => {
+            std::fs::remove_dir_all(crate::state::ROOT).ok();
+            Ok(None)
+        }
+    }
+}
+
+pub(crate) fn status() -> Result<ExitCode> {
+    requirements::ensure_root()?;
+    let screen = Screen::new(false);
+    let Some(record) = Record::load()? else {
+        screen.raw("there is no lab; make one with `cargo lab up`");
+        return Ok(ExitCode::FAILURE);
+    };
+    let stage = match record.stage {
+        Stage::Up => "up",
+        Stage::Working => "being made or used by a running command, or left by one that was cut short",
+    };
+    screen.raw(&format!(
+        "lab: {stage}; rules: {}; podspan: {}",
+        record.variant,
+        if record.podspan { "yes" } else { "no" }
+    ));
+    let topology = Topology::standard();
+    let mut well = record.stage == Stage::Up;
+    for cloud in &topology.clouds {
+        screen.raw(&format!(
+            "\ncluster {}: pods {}, {}; services {}, {}",
+            cloud.name, cloud.pod_cidr.v4, cloud.pod_cidr.v6, cloud.service_cidr.v4, cloud.service_cidr.v6
+        ));
+        for node in &cloud.nodes {
+            let kind = if node.gateway {
+                "gateway"
+            } else if node.behind_nat {
+                "behind NAT"
+            } else {
+                "node"
+            };
+            let addresses: Vec<_> = node.addresses().map(|address| address.to_string()).collect();
+            screen.raw(&format!("  {} ({kind}): {}", node.name, addresses.join(", ")));
+            for pod in &node.pods {
+                match record.pods.get(&pod.id()) {
+                    Some(address) => {
+                        screen.raw(&format!("    {:<12} {}, {}", pod.id(), address.v4, address.v6))
+                    }
+                    None => screen.raw(&format!("    {:<12} not attached", pod.id())),
+                }
+            }
+        }
+    }
+    let (alive, dead): (Vec<_>, Vec<_>) = record.daemons.iter().partition(|daemon| daemon.process.is_alive());
+    screen.raw(&format!("\nprocesses: {} running", alive.len()));
+    for daemon in dead {
+        well = false;
+        let log = world::log_path(&daemon.name)?;
+        screen.raw(&format!(
+            "  ended: {} (process {}; see {})",
+            daemon.name,
+            daemon.process.pid,
+            log.display()
+        ));
+    }
+    let missing: Vec<_> =
+        record.namespaces.iter().filter(|name| !crate::netns::Netns::named(*name).exists()).collect();
+    if missing.is_empty() {
+        let leaks = world::leaks(&topology)?;
+        let leaks: Vec<_> = leaks.iter().map(|(from, packets)| format!("{from} {packets}")).collect();
+        screen.raw(&format!(
+            "packets the router dropped as not of the underlay, by where they came from: {}",
+            leaks.join(", ")
+        ));
+    } else {
+        well = false;
+        screen.raw(&format!("namespaces that are gone: {missing:?}"));
+    }
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+pub(crate) fn exec(exec: &Exec) -> Result<ExitCode> {
+    requirements::ensure_root()?;
+    let topology = Topology::standard();
+    let Some(netns) = topology.find(&exec.place) else {
+        bail!("there is no {:?} in the lab; there are: {}", exec.place, topology.places().join(" "));
+    };
+    if Record::load()?.is_none() {
+        bail!("there is no lab; make one with `cargo lab up`");
+    }
+    let (program, args) = exec.command.split_first().context("no command was given")?;
+    let code = Cmd::new(program).args(args).within(&netns).hand_over()?;
+    Ok(ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1)))
+}

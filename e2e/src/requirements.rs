@@ -1,0 +1,103 @@
+//! What the lab needs of the machine, and installing what is missing.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::command::Cmd;
+use crate::screen::Screen;
+
+/// A Debian package and a file by which its presence is seen.
+struct Package {
+    name: &'static str,
+    file: &'static str,
+}
+
+const PACKAGES: [Package; 7] = [
+    Package { name: "iproute2", file: "/sbin/ip" },
+    Package { name: "nftables", file: "/usr/sbin/nft" },
+    Package { name: "iptables", file: "/usr/sbin/iptables-legacy-restore" },
+    Package { name: "containernetworking-plugins", file: "/usr/lib/cni/host-local" },
+    Package { name: "tcpdump", file: "/usr/bin/tcpdump" },
+    Package { name: "iputils-ping", file: "/usr/bin/ping" },
+    Package { name: "faketime", file: "/usr/bin/faketime" },
+];
+
+/// How long the package manager may take, other runs of it included.
+const INSTALL: Duration = Duration::from_secs(540);
+
+/// Checks that the lab can run here, and installs the packages that are missing.
+pub(crate) fn ensure(screen: &Screen) -> Result<()> {
+    ensure_root()?;
+    let missing = missing(Path::new("/"));
+    if missing.is_empty() {
+        screen.line("all Debian packages that the lab needs are there");
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    screen.line(&format!("installing the Debian packages that are missing: {list}"));
+    install(&missing).with_context(|| {
+        format!("the packages could not be installed; by hand: apt-get update && apt-get install -y --no-install-recommends {list}")
+    })?;
+    let still = self::missing(Path::new("/"));
+    if !still.is_empty() {
+        bail!("after the installation these are still missing: {}", still.join(" "));
+    }
+    Ok(())
+}
+
+/// The lab makes network namespaces, which takes root.
+pub(crate) fn ensure_root() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the lab makes network namespaces and must be run as root: use sudo, or a root shell");
+    }
+    Ok(())
+}
+
+fn missing(root: &Path) -> Vec<&'static str> {
+    let is_missing = |package: &&Package| {
+        let below = package.file.trim_start_matches('/');
+        // With a merged /usr the file is seen in both places; without, in one of them.
+        !root.join(below).exists() && !root.join("usr").join(below).exists()
+    };
+    PACKAGES.iter().filter(is_missing).map(|package| package.name).collect()
+}
+
+fn install(names: &[&str]) -> Result<()> {
+    let apt = |args: &[&str]| {
+        Cmd::new("apt-get")
+            .args(["-q", "-o", "DPkg::Lock::Timeout=300"])
+            .args(args)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .timeout(INSTALL)
+            .run_ok()
+    };
+    let install: Vec<&str> =
+        ["install", "-y", "--no-install-recommends"].into_iter().chain(names.iter().copied()).collect();
+    // A fresh machine has no lists yet, an old one may have outdated ones.
+    if apt(&install).is_err() {
+        apt(&["update"])?;
+        apt(&install)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_not_there_is_missing() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(missing(root.path()).len(), PACKAGES.len());
+        let sbin = root.path().join("usr/sbin");
+        std::fs::create_dir_all(&sbin).unwrap();
+        for file in ["ip", "nft"] {
+            std::fs::write(sbin.join(file), "").unwrap();
+        }
+        let missing = missing(root.path());
+        assert!(!missing.contains(&"iproute2") && !missing.contains(&"nftables"), "{missing:?}");
+        assert!(missing.contains(&"tcpdump"));
+    }
+}
