@@ -1,1 +1,32 @@
-//! Placeholder until the first code lands.
+//! The node daemon of podspan.
+//!
+//! The way of a record, and of a fact, through this crate:
+//!
+//! ```text
+//!  brokers ──watch──► membership ──┐
+//!  source  ──facts──► controller ──┴─► desired ──► data plane (tunnels)
+//!                        │                  ├────► host (routes, rules, nftables, sysctls)
+//!                        │                  └────► attachments (routes inside pods)
+//!                        └──► publish ──► brokers
+//! ```
+//!
+//! [`membership`], [`desired`](mod@desired) and [`overview`](mod@overview) are pure: what comes out depends
+//! on what goes in. Everything that does IO stands at the edges.
+
+pub mod attachments;
+pub mod config;
+pub mod control_socket;
+pub mod controller;
+pub mod desired;
+pub mod facts;
+pub mod files;
+pub mod host;
+pub mod http;
+pub mod membership;
+pub mod metrics;
+pub mod overview;
+pub mod publish;
+pub mod run;
+pub mod source;
+pub mod state;
+pub mod underlay;

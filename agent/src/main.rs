@@ -1,2 +1,97 @@
-//! Placeholder until the first code lands.
-fn main() {}
+//! podspan-agent: the node daemon of podspan.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use podspan_agent::config::OnExit;
+use podspan_agent::run;
+use tracing_subscriber::EnvFilter;
+
+/// Joins this node's pods to those of other clusters: tunnels, routes and rules.
+#[derive(Parser)]
+#[command(name = "podspan-agent", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(flatten)]
+    run: Run,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(clap::Args)]
+struct Run {
+    /// The settings file.
+    #[arg(long, value_name = "FILE", default_value = "/etc/podspan/agent.toml")]
+    config: PathBuf,
+    /// What happens to routes and rules when the agent is told to stop; overrides `on-exit`.
+    #[arg(long, value_parser = |text: &str| text.parse::<OnExit>())]
+    on_exit: Option<OnExit>,
+    /// How log lines look. Levels by the variable PODSPAN_LOG, such as `debug` or `podspan_agent=debug`.
+    #[arg(long, value_enum, default_value_t = Log::Text)]
+    log: Log,
+    /// Read the settings, say what is wrong with them, and end.
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Take out everything that podspan put onto this node: routes, rules, the interface, sysctls, state.
+    ///
+    /// The agent must not run. Safe to repeat, and after a crash.
+    Clean {
+        /// The settings file.
+        #[arg(long, value_name = "FILE", default_value = "/etc/podspan/agent.toml")]
+        config: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Log {
+    /// For a person.
+    Text,
+    /// One JSON document per line.
+    Json,
+}
+
+fn set_up_log(log: Log) {
+    // boringtun logs ordinary events as errors; what matters of them is logged by the data plane.
+    let filter = EnvFilter::try_from_env("PODSPAN_LOG").unwrap_or_else(|_| EnvFilter::new("info,boringtun=off"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match log {
+        Log::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
+        Log::Json => builder.json().init(),
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match start(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("podspan-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(cli: Cli) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    match cli.command {
+        Some(Command::Clean { config }) => {
+            set_up_log(Log::Text);
+            runtime.block_on(run::clean(&run::read_config(&config)?))
+        }
+        None => {
+            let mut config = run::read_config(&cli.run.config)?;
+            if cli.run.check {
+                println!("{} is good", cli.run.config.display());
+                return Ok(());
+            }
+            config.on_exit = cli.run.on_exit.unwrap_or(config.on_exit);
+            set_up_log(cli.run.log);
+            runtime.block_on(run::run(config))
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! The agent's settings: one TOML file, read whole.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use podspan_wire::settings::{Reader, Section, SettingsError};
+
+/// What happens to tunnels, routes and rules when the agent is told to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnExit {
+    /// They stay, for the next start: packets wait in the interface instead of leaking elsewhere.
+    Keep,
+    /// They go, and the node is withdrawn from the broker.
+    Remove,
+}
+
+impl FromStr for OnExit {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "keep" => Ok(Self::Keep),
+            "remove" => Ok(Self::Remove),
+            _ => Err("use \"keep\" or \"remove\""),
+        }
+    }
+}
+
+/// Where the facts about this node come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A TOML file, read again whenever it changes.
+    File {
+        /// Its path.
+        path: PathBuf,
+    },
+}
+
+/// The settings of one agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The bundle file of this cluster; mode 0600.
+    pub bundle: PathBuf,
+    /// Where the agent keeps its keys and what it knows; mode 0700.
+    pub state_dir: PathBuf,
+    /// The unix socket of status and CNI plugin.
+    pub socket: PathBuf,
+    /// Where `/healthz`, `/readyz` and `/metrics` are answered; nowhere unless set.
+    pub health_listen: Option<SocketAddr>,
+    /// What happens when the agent is told to stop.
+    pub on_exit: OnExit,
+    /// Where the facts about this node come from.
+    pub source: Source,
+    /// The packet path.
+    pub tunnel: Tunnel,
+}
+
+/// Settings of the packet path and of what stands in the kernel for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The TUN interface's name, at most 15 characters.
+    pub interface: String,
+    /// How many lanes, and thus workers, this node has.
+    pub lanes: usize,
+    /// UDP port of the first lane; lane `i` listens on this port plus `i`.
+    pub port: u16,
+    /// The tunnel's MTU in bytes; follows the underlay unless set.
+    pub mtu: Option<u32>,
+    /// Firewall mark of outer packets.
+    pub fwmark: u32,
+    /// Number of podspan's routing table.
+    pub table: u32,
+    /// Priority of the rule that leads there.
+    pub rule_priority: u32,
+    /// Interval of keepalives from a node that may sit behind NAT; zero for none.
+    pub persistent_keepalive: Duration,
+}
+
+impl Default for Tunnel {
+    fn default() -> Self {
+        Self {
+            interface: podspan_wire::INTERFACE.to_owned(),
+            lanes: std::thread::available_parallelism().map_or(1, |n| n.get().min(4)),
+            port: podspan_wire::DEFAULT_PORT,
+            mtu: None,
+            fwmark: 0x7073,
+            table: 7183,
+            rule_priority: 5183,
+            persistent_keepalive: Duration::from_secs(25),
+        }
+    }
+}
+
+/// A path of the settings, relative to the settings file.
+struct Relative(PathBuf);
+
+impl FromStr for Relative {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() { Err("a path is needed here") } else { Ok(Self(PathBuf::from(text))) }
+    }
+}
+
+/// The name of a network interface (`IFNAMSIZ`, `dev_valid_name` of the kernel).
+struct InterfaceName(String);
+
+impl FromStr for InterfaceName {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let ok = (1..=15).contains(&text.len())
+            && text != "."
+            && text != ".."
+            && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':' && b != b'"' && b != b'%');
+        if ok { Ok(Self(text.to_owned())) } else { Err("an interface name has 1 to 15 characters, no space, '/' or ':'") }
+    }
+}
+
+impl Config {
+    /// Reads the settings from the text of the file at `path`; nothing of the file system is looked at.
+    ///
+    /// # Errors
+    /// Every fault of the file at once, each with line and key.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, SettingsError> {
+        let base = path.parent().unwrap_or(Path::new("."));
+        let (mut reader, mut top) = Reader::new(text);
+        let r = &mut reader;
+        let resolve = |path: Relative| base.join(path.0);
+
+        let bundle = top.required::<Relative>(r, "bundle", "the path of the file that `podspan cluster grant` wrote");
+        let state_dir = top.optional::<Relative>(r, "state-dir");
+        let socket = top.optional::<Relative>(r, "socket");
+        let health_listen = top.optional(r, "health-listen");
+        let on_exit = top.optional(r, "on-exit").unwrap_or(OnExit::Keep);
+        let source = match top.section(r, "source") {
+            Some(section) => Self::source(r, section, base),
+            None => {
+                r.fault(&top, "source", "is missing: say where this node's facts come from, such as [source] with file = \"node.toml\"");
+                None
+            }
+        };
+        let tunnel = match top.section(r, "tunnel") {
+            Some(section) => Self::tunnel(r, section),
+            None => Tunnel::default(),
+        };
+        top.finish(r);
+        reader.finish(&path.display().to_string())?;
+        // Every `None` of a required value left a fault behind, so that `finish` has returned above.
+        let missing = || SettingsError { file: path.display().to_string(), faults: Vec::new() };
+        Ok(Self {
+            bundle: bundle.map(resolve).ok_or_else(missing)?,
+            state_dir: state_dir.map_or_else(|| PathBuf::from("/var/lib/podspan"), resolve),
+            socket: socket.map_or_else(|| PathBuf::from(podspan_wire::DEFAULT_SOCKET), resolve),
+            health_listen,
+            on_exit,
+            source: source.ok_or_else(missing)?,
+            tunnel,
+        })
+    }
+
+    fn source<'t>(r: &mut Reader<'t>, mut section: Section<'t>, base: &Path) -> Option<Source> {
+        let file = section.required::<Relative>(r, "file", "the path of the file with this node's facts");
+        section.finish(r);
+        file.map(|file| Source::File { path: base.join(file.0) })
+    }
+
+    fn tunnel<'t>(r: &mut Reader<'t>, mut section: Section<'t>) -> Tunnel {
+        let default = Tunnel::default();
+        let s = &mut section;
+        let interface = s.optional::<InterfaceName>(r, "interface").map_or(default.interface, |name| name.0);
+        let lanes = s.number(r, "lanes", 1..=podspan_wire::MAX_LANES as u64, default.lanes as u64);
+        let port = s.number(r, "port", 1..=65535, default.port.into());
+        if port + lanes - 1 > 65535 {
+            r.fault(s, "port", format!("{lanes} lanes from port {port} on go past 65535: use at most {}", 65536 - lanes));
+        }
+        let mtu = s.number(r, "mtu", 0..=65535, 0);
+        if mtu != 0 && !(1280..=65455).contains(&mtu) {
+            r.fault(s, "mtu", format!("{mtu} is out of bounds: use 1280 to 65455, or leave it out to follow the underlay"));
+        }
+        // Tables 0 and 253 to 255 are the kernel's own; priorities 0 and from 32766 on likewise.
+        let table = s.number(r, "table", 1..=u32::MAX.into(), default.table.into());
+        if (253..=255).contains(&table) {
+            r.fault(s, "table", format!("{table} is one of the kernel's own tables: use another number"));
+        }
+        let tunnel = Tunnel {
+            interface,
+            lanes: lanes as usize,
+            port: port as u16,
+            mtu: (mtu != 0).then_some(mtu as u32),
+            fwmark: s.number(r, "fwmark", 1..=u32::MAX.into(), default.fwmark.into()) as u32,
+            table: table as u32,
+            rule_priority: s.number(r, "rule-priority", 1..=32765, default.rule_priority.into()) as u32,
+            persistent_keepalive: Duration::from_secs(s.number(
+                r,
+                "persistent-keepalive-seconds",
+                0..=3600,
+                default.persistent_keepalive.as_secs(),
+            )),
+        };
+        section.finish(r);
+        tunnel
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHOLE: &str = r#"
+bundle = "alpha.bundle"
+state-dir = "/var/lib/podspan"
+socket = "/run/podspan/agent.sock"
+health-listen = "127.0.0.1:9840"
+on-exit = "keep"
+
+[source]
+file = "node.toml"
+
+[tunnel]
+interface = "podspan0"
+lanes = 2
+port = 51840
+mtu = 1420
+fwmark = 28787
+table = 7183
+rule-priority = 5183
+persistent-keepalive-seconds = 25
+"#;
+
+    fn parse(text: &str) -> Result<Config, SettingsError> {
+        Config::parse(Path::new("/etc/podspan/agent.toml"), text)
+    }
+
+    #[test]
+    fn the_whole_file_is_read() {
+        let config = parse(WHOLE).unwrap();
+        assert_eq!(config.bundle, Path::new("/etc/podspan/alpha.bundle"));
+        assert_eq!(config.source, Source::File { path: "/etc/podspan/node.toml".into() });
+        assert_eq!(config.tunnel.lanes, 2);
+        assert_eq!(config.tunnel.mtu, Some(1420));
+    }
+
+    #[test]
+    fn little_is_needed() {
+        let config = parse("bundle = \"b\"\nsource.file = \"n\"\n").unwrap();
+        assert_eq!(config.health_listen, None, "no port that nobody asked for");
+        assert_eq!(config.on_exit, OnExit::Keep);
+    }
+
+    /// Each field wrong in turn: one fault, on its line, under its key.
+    #[test]
+    fn each_field_wrong_in_turn() {
+        let wrong = [
+            ("bundle", "bundle = \"\""),
+            ("state-dir", "state-dir = 5.5"),
+            ("socket", "socket = []"),
+            ("health-listen", "health-listen = \"9840\""),
+            ("on-exit", "on-exit = \"stay\""),
+            ("source.file", "file = {}"),
+            ("tunnel.interface", "interface = \"a/b\""),
+            ("tunnel.interface", "interface = \"a-name-of-sixteen\""),
+            ("tunnel.lanes", "lanes = 0"),
+            ("tunnel.lanes", "lanes = 65"),
+            ("tunnel.port", "port = 0"),
+            ("tunnel.port", "port = 65535"),
+            ("tunnel.mtu", "mtu = 1279"),
+            ("tunnel.mtu", "mtu = -1"),
+            ("tunnel.fwmark", "fwmark = 0"),
+            ("tunnel.table", "table = 254"),
+            ("tunnel.rule-priority", "rule-priority = 32766"),
+            ("tunnel.persistent-keepalive-seconds", "persistent-keepalive-seconds = \"often\""),
+        ];
+        for (key, line) in wrong {
+            let name = line.split(' ').next().unwrap();
+            let number = WHOLE.lines().position(|l| l.split(' ').next() == Some(name)).unwrap();
+            let text: Vec<&str> =
+                WHOLE.lines().enumerate().map(|(i, l)| if i == number { line } else { l }).collect();
+            let error = parse(&text.join("\n")).unwrap_err();
+            assert_eq!(error.faults.len(), 1, "{line}: {error}");
+            assert_eq!(error.faults[0].key, key, "{line}: {error}");
+            let at = error.faults[0].line;
+            // What contradicts another field is told of the section.
+            assert!(at == number + 1 || (at > 0 && at < number + 1), "{line}: {error}");
+            assert!(!error.faults[0].message.is_empty());
+        }
+    }
+
+    #[test]
+    fn all_faults_at_once() {
+        let error = parse("bundel = \"x\"\non-exit = \"no\"\n[tunnel]\nlanes = 0\nport = \"x\"\n").unwrap_err();
+        assert_eq!(error.faults.len(), 6, "{error}");
+    }
+}

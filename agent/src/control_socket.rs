@@ -1,0 +1,193 @@
+//! The unix socket of status and CNI plugin: lines in, lines out; the answers come from the controller.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use podspan_wire::local::{Answer, MAX_LINE, Request};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+/// How many clients are served at a time; a further one waits.
+const MAX_CLIENTS: usize = 256;
+/// How long a client may take over a line, or be silent.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// A request, and where its answer goes.
+pub struct Query {
+    /// What is asked.
+    pub request: Request,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<Answer>,
+}
+
+/// The open socket. Its file goes when this is dropped.
+pub struct ControlSocket {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl ControlSocket {
+    /// Opens the socket at `path` with mode 0600; one that a dead agent left behind is replaced.
+    ///
+    /// # Errors
+    /// If something else is there, or it cannot be made.
+    pub fn bind(path: &Path) -> anyhow::Result<Self> {
+        if let Some(directory) = path.parent() {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(directory)
+                .with_context(|| format!("cannot make {}", directory.display()))?;
+        }
+        match fs::symlink_metadata(path) {
+            Ok(there) if there.file_type().is_socket() => {
+                if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                    bail!("another agent answers at {}: stop it, or give this one a socket of its own", path.display());
+                }
+                fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
+            }
+            Ok(_) => bail!("{} is there and is no socket: podspan does not touch it", path.display()),
+            Err(_) => {}
+        }
+        // The listener's file is made under a name nobody knows, closed to others, then moved into place:
+        // at no time can anybody but the owner connect.
+        let hidden = path.with_extension(format!("{}", std::process::id()));
+        let _ = fs::remove_file(&hidden);
+        let listener =
+            UnixListener::bind(&hidden).with_context(|| format!("cannot open the socket {}", path.display()))?;
+        fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))?;
+        fs::rename(&hidden, path).with_context(|| format!("cannot open the socket {}", path.display()))?;
+        Ok(Self { path: path.to_owned(), listener })
+    }
+
+    /// Serves clients for ever.
+    pub async fn serve(self, queries: mpsc::Sender<Query>) {
+        let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let queries = queries.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = client(stream, queries).await {
+                            debug!(%error, "a client of the unix socket was let go");
+                        }
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely: what is there must go on.
+                    warn!(%error, "the unix socket cannot take a client");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+async fn client(stream: UnixStream, queries: mpsc::Sender<Query>) -> anyhow::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut read = BufReader::new(read);
+    loop {
+        let mut line = Vec::new();
+        let taken = timeout(IDLE, (&mut read).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line)).await??;
+        if taken == 0 {
+            return Ok(());
+        }
+        let complete = line.ends_with(b"\n");
+        let answer = if taken > MAX_LINE {
+            Answer::Error { message: format!("a request has at most {MAX_LINE} bytes") }
+        } else {
+            match serde_json::from_slice(&line) {
+                Ok(request) => ask(&queries, request).await,
+                Err(error) => Answer::Error { message: format!("this is not a request: {error}") },
+            }
+        };
+        let mut text = serde_json::to_vec(&answer)?;
+        text.push(b'\n');
+        timeout(IDLE, write.write_all(&text)).await??;
+        if !complete || taken > MAX_LINE {
+            return Ok(());
+        }
+    }
+}
+
+async fn ask(queries: &mpsc::Sender<Query>, request: Request) -> Answer {
+    let (answer, answered) = oneshot::channel();
+    if queries.send(Query { request, answer }).await.is_err() {
+        return Answer::Error { message: "the agent is ending".into() };
+    }
+    answered.await.unwrap_or_else(|_| Answer::Error { message: "the agent is ending".into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt as _;
+
+    async fn answering(path: &Path) -> tokio::task::JoinHandle<()> {
+        let socket = ControlSocket::bind(path).unwrap();
+        let (queries, mut received) = mpsc::channel::<Query>(1);
+        tokio::spawn(async move {
+            while let Some(query) = received.recv().await {
+                let _ = query.answer.send(Answer::Done);
+            }
+        });
+        tokio::spawn(socket.serve(queries))
+    }
+
+    async fn exchange(path: &Path, bytes: &[u8]) -> String {
+        let mut stream = UnixStream::connect(path).await.unwrap();
+        let _ = stream.write_all(bytes).await;
+        let _ = stream.shutdown().await;
+        let mut text = String::new();
+        let _ = timeout(Duration::from_secs(5), stream.read_to_string(&mut text)).await.expect("an answer in time");
+        text
+    }
+
+    #[tokio::test]
+    async fn answers_and_survives_whatever_is_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/agent.sock");
+        let server = answering(&path).await;
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        let ready = serde_json::to_string(&Request::Ready).unwrap() + "\n";
+        let two = exchange(&path, ready.repeat(2).as_bytes()).await;
+        assert_eq!(two.lines().count(), 2, "{two}");
+        assert!(exchange(&path, b"\xff\x00garbage\n").await.contains("not a request"));
+        assert!(exchange(&path, b"{\"request\":\"attach\"").await.contains("not a request"));
+        assert!(exchange(&path, b"").await.is_empty());
+        assert!(exchange(&path, &vec![b'x'; MAX_LINE + 10]).await.contains("at most"));
+        assert!(exchange(&path, ready.as_bytes()).await.contains("done"), "it still answers");
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn replaces_what_the_dead_left_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let server = answering(&path).await;
+        let Err(error) = ControlSocket::bind(&path) else { panic!("bound twice") };
+        assert!(error.to_string().contains("another agent"), "{error}");
+        server.abort();
+
+        let file = dir.path().join("mine");
+        fs::write(&file, "x").unwrap();
+        assert!(ControlSocket::bind(&file).is_err());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "x");
+    }
+}

@@ -1,0 +1,335 @@
+//! What should be: from facts and records to tunnels, routes and rules. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use podspan_dataplane::{PeerSpec, RouteSpec, TableSpec};
+use podspan_wire::local::PodRoutes;
+use podspan_wire::{Cidr, CidrSet, ClusterId, Grant, NodeId, UnixTime};
+
+use crate::config::Tunnel;
+use crate::facts::LocalFacts;
+use crate::host::HostDesired;
+use crate::membership::RemoteNode;
+use crate::state::Endpoints;
+
+/// Bytes that a tunnel adds to a packet on an IPv6 underlay: IPv6 40, UDP 8, WireGuard data message 32
+/// (paper section 5.4.6). An IPv4 underlay adds 20 less; the larger one holds for both, since a peer's
+/// endpoint may change its family at any time.
+pub const OVERHEAD: u32 = 80;
+
+/// The least MTU of a link that carries IPv6 (RFC 8200 section 5).
+const LEAST_MTU: u32 = 1280;
+
+/// Everything that should be, given what is known now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DesiredState {
+    /// Tunnels and the routing between them.
+    pub table: TableSpec,
+    /// What stands in the kernel.
+    pub host: HostDesired,
+    /// What pods need to know.
+    pub pods: PodRoutes,
+    /// What a person should look at.
+    pub problems: Vec<String>,
+}
+
+/// What [`desired`] reads.
+pub struct Inputs<'a> {
+    /// This node's settings of the packet path.
+    pub tunnel: &'a Tunnel,
+    /// This cluster's grant.
+    pub grant: &'a Grant,
+    /// The facts about this node.
+    pub facts: &'a LocalFacts,
+    /// The MTU of the underlay, bytes.
+    pub underlay_mtu: u32,
+    /// The interfaces by which other nodes of the cluster are reached.
+    pub underlay: &'a [String],
+    /// The nodes of the other clusters.
+    pub nodes: &'a BTreeMap<NodeId, RemoteNode>,
+    /// Where peers were last heard, for dialling those that nobody published.
+    pub endpoints: &'a Endpoints,
+    /// The wall-clock time.
+    pub now: UnixTime,
+}
+
+/// The tunnel's MTU for an underlay of this MTU, in bytes.
+#[must_use]
+pub fn tunnel_mtu(underlay: u32) -> u32 {
+    underlay.saturating_sub(OVERHEAD).max(LEAST_MTU)
+}
+
+/// Computes what should be.
+#[must_use]
+pub fn desired(inputs: &Inputs<'_>) -> DesiredState {
+    let mut problems = Vec::new();
+    let mut remote = BTreeSet::new();
+    let mut clusters: BTreeMap<&ClusterId, Vec<&RemoteNode>> = BTreeMap::new();
+    for (id, node) in inputs.nodes {
+        clusters.entry(&id.cluster).or_default().push(node);
+        remote.extend(node.verified.grant().cidrs().iter().copied());
+    }
+    let remote: CidrSet = remote.into_iter().collect();
+
+    let mut table = TableSpec { peers: Vec::new(), routes: Vec::new() };
+    for (cluster, nodes) in &clusters {
+        table.routes.extend(routes(cluster, nodes, inputs.now, &mut problems));
+        for node in nodes {
+            if let Some(peer) = peer(inputs, node, &remote, &mut problems) {
+                table.peers.push(peer);
+            }
+        }
+        if !nodes.iter().any(|node| node.verified.record().gateway) {
+            problems.push(format!("cluster {cluster} has no gateway: nothing can be sent to it"));
+        }
+    }
+
+    let mtu = inputs.tunnel.mtu.unwrap_or_else(|| tunnel_mtu(inputs.underlay_mtu));
+    if mtu + OVERHEAD > inputs.underlay_mtu {
+        problems.push(format!(
+            "the tunnel's MTU of {mtu} and {OVERHEAD} bytes of encapsulation exceed the underlay's MTU of {}: large \
+             packets travel in fragments",
+            inputs.underlay_mtu
+        ));
+    }
+    let host_addresses = inputs.facts.host_addresses();
+    for ipv6 in [false, true] {
+        let family = if ipv6 { "IPv6" } else { "IPv4" };
+        if remote.iter().any(|cidr| cidr.is_ipv6() == ipv6) && !host_addresses.iter().any(|a| a.is_ipv6() == ipv6) {
+            problems.push(format!("this node owns no {family} pod CIDR: its host network cannot reach {family} pods of other clusters"));
+        }
+    }
+    let host = HostDesired {
+        interface: inputs.tunnel.interface.clone(),
+        mtu,
+        addresses: host_addresses,
+        table: inputs.tunnel.table,
+        rule_priority: inputs.tunnel.rule_priority,
+        fwmark: inputs.tunnel.fwmark,
+        routes: remote.iter().copied().collect(),
+        local_pod_cidrs: inputs.facts.pod_cidrs.clone(),
+        cluster_pod_cidrs: inputs.grant.pod_cidrs.clone(),
+        cluster_service_cidrs: inputs.grant.service_cidrs.clone(),
+        underlay: inputs.underlay.to_vec(),
+    };
+    DesiredState { table, host, pods: PodRoutes { cidrs: remote, mtu }, problems }
+}
+
+/// The routes to one cluster: each node's pod CIDRs lead to the node, or else to the gateways; all that
+/// is granted and nobody's in particular leads to the gateways.
+fn routes(cluster: &ClusterId, nodes: &[&RemoteNode], now: UnixTime, problems: &mut Vec<String>) -> Vec<RouteSpec> {
+    let gateways: Vec<NodeId> =
+        nodes.iter().filter(|n| n.verified.record().gateway).map(|n| n.verified.record().id()).collect();
+    let mut routes: BTreeMap<Cidr, RouteSpec> = BTreeMap::new();
+    let shared = |cidr: Cidr, gateways: Vec<NodeId>| RouteSpec { cidr, owner: None, gateways };
+    for node in nodes {
+        for cidr in &node.verified.grant().pod_cidrs {
+            routes.entry(*cidr).or_insert_with(|| shared(*cidr, gateways.clone()));
+        }
+        for cidr in &node.verified.grant().service_cidrs {
+            let translating: Vec<NodeId> = nodes
+                .iter()
+                .map(|n| n.verified.record())
+                .filter(|record| record.gateway && record.service_cidrs.iter().any(|own| own.overlaps(cidr)))
+                .map(podspan_wire::Record::id)
+                .collect();
+            // Where no gateway says that it translates, all of them are asked: kube-proxy runs everywhere.
+            let via = if translating.is_empty() { gateways.clone() } else { translating };
+            routes.entry(*cidr).or_insert_with(|| shared(*cidr, via));
+        }
+    }
+    // Of two nodes that claim one CIDR the one that is confirmed holds it, then the one that began last:
+    // a node that was replaced is often not withdrawn.
+    let mut claims: BTreeMap<Cidr, Vec<&RemoteNode>> = BTreeMap::new();
+    for node in nodes {
+        for cidr in &node.verified.record().pod_cidrs {
+            claims.entry(*cidr).or_default().push(node);
+        }
+    }
+    for (cidr, mut claimants) in claims {
+        claimants.sort_by_key(|n| (n.stale(now), std::cmp::Reverse(n.verified.record().version), n.verified.record().id()));
+        let owner = claimants[0].verified.record().id();
+        if let Some(other) = claimants.get(1) {
+            problems.push(format!(
+                "{} and {} of cluster {cluster} both announce {cidr}: it is sent to {owner}",
+                owner.node,
+                other.verified.record().node
+            ));
+        }
+        routes.insert(cidr, RouteSpec { cidr, owner: Some(owner), gateways: gateways.clone() });
+    }
+    routes.into_values().collect()
+}
+
+/// The tunnel to a node of another cluster, if there is to be one: to its gateways from every node, and
+/// at a gateway also from its ordinary nodes, which dial.
+fn peer(inputs: &Inputs<'_>, node: &RemoteNode, remote: &CidrSet, problems: &mut Vec<String>) -> Option<PeerSpec> {
+    let record = node.verified.record();
+    if !record.gateway && !inputs.facts.gateway {
+        return None;
+    }
+    let id = record.id();
+    let mut endpoints: Vec<IpAddr> = Vec::new();
+    // An ordinary node may sit behind NAT, where its own addresses mean nothing: it dials.
+    for endpoint in record.endpoints.iter().filter(|_| record.gateway) {
+        if let Some(cidr) = remote.iter().find(|cidr| cidr.contains(*endpoint)) {
+            problems.push(format!(
+                "the endpoint {endpoint} of {id} lies within {cidr}, which is reached through the tunnels \
+                 themselves: it is not used"
+            ));
+        } else {
+            endpoints.push(*endpoint);
+        }
+    }
+    let keepalive = inputs.tunnel.persistent_keepalive.as_secs();
+    Some(PeerSpec {
+        learned: inputs.endpoints.get(&id).cloned().unwrap_or_default(),
+        id,
+        lanes: record.lanes.clone(),
+        endpoints,
+        persistent_keepalive: (record.gateway && !inputs.facts.gateway && keepalive > 0)
+            .then(|| u16::try_from(keepalive).unwrap_or(u16::MAX)),
+        dial: record.gateway,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::membership::tests::{NOW, cluster, membership_of_alpha};
+    use podspan_wire::api::WatchEvent;
+
+    fn state(gateway: bool, change: impl FnOnce(&mut LocalFacts), events: Vec<WatchEvent>) -> DesiredState {
+        let mut membership = membership_of_alpha();
+        for event in events {
+            membership.handle(event, NOW);
+        }
+        assert_eq!(membership.refused().count(), 0);
+        let mut facts = LocalFacts {
+            node: "node-1".parse().unwrap(),
+            gateway,
+            endpoints: vec!["192.0.2.11".parse().unwrap()],
+            pod_cidrs: vec!["10.1.1.0/24".parse().unwrap(), "fd00:10:1:1::/64".parse().unwrap()].into(),
+            service_cidrs: CidrSet::default(),
+            underlay: Vec::new(),
+        };
+        change(&mut facts);
+        desired(&Inputs {
+            tunnel: &Tunnel::default(),
+            grant: &cluster("alpha", 1).grant,
+            facts: &facts,
+            underlay_mtu: 1500,
+            underlay: &["eth0".into()],
+            nodes: membership.nodes(),
+            endpoints: &Endpoints::new(),
+            now: NOW,
+        })
+    }
+
+    fn beta_events() -> Vec<WatchEvent> {
+        let beta = cluster("beta", 2);
+        vec![beta.entry(&beta.record(1, true, 1)), beta.entry(&beta.record(2, false, 1)), beta.entry(&beta.record(3, true, 1))]
+    }
+
+    fn route<'a>(state: &'a DesiredState, cidr: &str) -> &'a RouteSpec {
+        state.table.routes.iter().find(|r| r.cidr.to_string() == cidr).unwrap_or_else(|| panic!("{cidr}: {state:#?}"))
+    }
+
+    fn names(ids: &[NodeId]) -> Vec<String> {
+        ids.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_ordinary_node_dials_gateways_only() {
+        let state = state(false, |_| (), beta_events());
+        let peers: Vec<(String, bool, Option<u16>)> =
+            state.table.peers.iter().map(|p| (p.id.to_string(), p.dial, p.persistent_keepalive)).collect();
+        assert_eq!(peers, [("beta/node-1".into(), true, Some(25)), ("beta/node-3".into(), true, Some(25))]);
+    }
+
+    #[test]
+    fn a_gateway_also_holds_the_ordinary_nodes_that_dial_it() {
+        let state = state(true, |_| (), beta_events());
+        let peers: Vec<(String, bool, usize)> =
+            state.table.peers.iter().map(|p| (p.id.to_string(), p.dial, p.endpoints.len())).collect();
+        assert_eq!(
+            peers,
+            [("beta/node-1".into(), true, 1), ("beta/node-2".into(), false, 0), ("beta/node-3".into(), true, 1)]
+        );
+    }
+
+    #[test]
+    fn routes_lead_to_owners_and_gateways() {
+        let state = state(false, |_| (), beta_events());
+        let gateways = ["beta/node-1", "beta/node-3"];
+        for (cidr, owner) in [
+            ("10.2.0.0/16", None),
+            ("fd00:10:2::/48", None),
+            ("10.102.0.0/16", None),
+            ("10.2.1.0/24", Some("beta/node-1")),
+            ("10.2.2.0/24", Some("beta/node-2")),
+            ("fd00:10:2:2::/64", Some("beta/node-2")),
+        ] {
+            let route = route(&state, cidr);
+            assert_eq!(route.owner.as_ref().map(ToString::to_string).as_deref(), owner, "{cidr}");
+            assert_eq!(names(&route.gateways), gateways, "{cidr}");
+        }
+        // The kernel only needs to know what leads into the tunnel.
+        assert_eq!(state.host.routes.len(), 3);
+        assert_eq!(state.pods.cidrs.len(), 3);
+        assert_eq!(state.host.mtu, 1420);
+        assert_eq!(state.problems, Vec::<String>::new());
+    }
+
+    #[test]
+    fn services_lead_to_the_gateways_that_translate_them() {
+        let beta = cluster("beta", 2);
+        let mut plain = beta.record(3, true, 1);
+        plain.service_cidrs = CidrSet::default();
+        let state = state(false, |_| (), vec![beta.entry(&beta.record(1, true, 1)), beta.entry(&plain)]);
+        assert_eq!(names(&route(&state, "10.102.0.0/16").gateways), ["beta/node-1"]);
+    }
+
+    #[test]
+    fn a_replaced_node_hands_its_cidr_over() {
+        let beta = cluster("beta", 2);
+        let mut new = beta.record(4, false, 1);
+        new.version.epoch = 7;
+        new.pod_cidrs = beta.record(2, false, 1).pod_cidrs;
+        let mut events = beta_events();
+        events.push(beta.entry(&new));
+        let state = state(false, |_| (), events);
+        assert_eq!(route(&state, "10.2.2.0/24").owner.as_ref().unwrap().to_string(), "beta/node-4");
+        assert_eq!(state.problems.len(), 2, "one for each family: {:?}", state.problems);
+    }
+
+    #[test]
+    fn endpoints_inside_a_tunnelled_cidr_are_not_used() {
+        let (beta, gamma) = (cluster("beta", 2), cluster("gamma", 3));
+        let mut record = beta.record(1, true, 1);
+        record.endpoints.insert(0, "10.3.0.9".parse().unwrap());
+        let state = state(false, |_| (), vec![beta.entry(&record), gamma.entry(&gamma.record(1, true, 1))]);
+        assert_eq!(state.table.peers[0].endpoints.len(), 1);
+        assert!(state.problems.iter().any(|p| p.contains("10.3.0.9")), "{:?}", state.problems);
+    }
+
+    #[test]
+    fn a_cluster_without_gateway_and_a_missing_family_are_named() {
+        let beta = cluster("beta", 2);
+        let state = state(
+            false,
+            |facts| facts.pod_cidrs = vec!["10.1.1.0/24".parse().unwrap()].into(),
+            vec![beta.entry(&beta.record(2, false, 1))],
+        );
+        assert!(state.problems.iter().any(|p| p.contains("no gateway")), "{:?}", state.problems);
+        assert!(state.problems.iter().any(|p| p.contains("IPv6")), "{:?}", state.problems);
+    }
+
+    #[test]
+    fn the_tunnel_follows_the_underlay() {
+        for (underlay, tunnel) in [(1500, 1420), (9000, 8920), (1360, 1280), (1280, 1280), (0, 1280)] {
+            assert_eq!(tunnel_mtu(underlay), tunnel, "{underlay}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+use super::*;
+use podspan_wire::api::Token;
+use podspan_wire::{ClusterKey, ClusterSetId, Lane, LaneKey, Record, RootKey};
+
+pub(crate) const NOW: UnixTime = UnixTime(1_795_305_600);
+
+pub(crate) struct Cluster {
+    pub(crate) key: ClusterKey,
+    pub(crate) grant: Grant,
+}
+
+pub(crate) fn root() -> RootKey {
+    RootKey::from_seed(&[1; 32])
+}
+
+pub(crate) fn cluster(name: &str, index: u8) -> Cluster {
+    let key = ClusterKey::from_seed(&[100 + index; 32]);
+    let cidr = |text: String| text.parse().unwrap();
+    let grant = Grant {
+        cluster_set: ClusterSetId::new(root().public()),
+        cluster: name.parse().unwrap(),
+        cluster_key: key.public(),
+        pod_cidrs: vec![cidr(format!("10.{index}.0.0/16")), cidr(format!("fd00:10:{index}::/48"))].into(),
+        service_cidrs: vec![cidr(format!("10.{}.0.0/16", 100 + index))].into(),
+        serial: 1,
+        not_after: NOW.after(Duration::from_secs(86_400 * 365)),
+        extensions: BTreeMap::new(),
+    };
+    Cluster { key, grant }
+}
+
+impl Cluster {
+    pub(crate) fn record(&self, node: u8, gateway: bool, sequence: u64) -> Record {
+        let index = self.grant.pod_cidrs.iter().next().unwrap().address().to_string();
+        let index: u8 = index.split('.').nth(1).unwrap().parse().unwrap();
+        Record {
+            cluster_set: self.grant.cluster_set,
+            cluster: self.grant.cluster.clone(),
+            node: format!("node-{node}").parse().unwrap(),
+            state: RecordState::Active,
+            lanes: vec![Lane { key: LaneKey::from_bytes([node + 10 * index; 32]), port: 51840 }],
+            endpoints: vec![format!("192.0.2.{}", 10 * index + node).parse().unwrap()],
+            pod_cidrs: vec![format!("10.{index}.{node}.0/24").parse().unwrap(), format!("fd00:10:{index}:{node}::/64").parse().unwrap()].into(),
+            service_cidrs: if gateway { self.grant.service_cidrs.clone() } else { CidrSet::default() },
+            gateway,
+            version: Version { epoch: 1, sequence },
+            not_after: NOW.after(Duration::from_secs(86_400)),
+            extensions: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn sign(&self, record: &Record) -> SignedRecord {
+        record.sign(&self.key, self.grant.sign(&root()))
+    }
+
+    pub(crate) fn entry(&self, record: &Record) -> WatchEvent {
+        WatchEvent::Entry(Entry { revision: 1, lease: Lease::Fresh, signed: self.sign(record) })
+    }
+}
+
+pub(crate) fn membership_of_alpha() -> Membership {
+    let alpha = cluster("alpha", 1);
+    Membership::new(Trust::new(alpha.grant.cluster_set), "alpha/node-1".parse().unwrap(), &alpha.grant, Known::default(), NOW)
+}
+
+fn kinds(membership: &Membership) -> Vec<(RefusalKind, u64)> {
+    membership.refusals().iter().map(|(kind, n)| (*kind, *n)).collect()
+}
+
+fn bookmark() -> WatchEvent {
+    WatchEvent::Bookmark { token: Token { store: "ab".into(), revision: 9 } }
+}
+
+#[test]
+fn good_records_are_taken_in_and_bad_ones_refused_singly() {
+    let (beta, gamma) = (cluster("beta", 2), cluster("gamma", 3));
+    let mut m = membership_of_alpha();
+    assert!(m.handle(beta.entry(&beta.record(1, true, 5)), NOW).nodes);
+
+    // An older sequence, a record by another cluster's key, one outside its grant, one that ended.
+    m.handle(beta.entry(&beta.record(1, true, 4)), NOW);
+    let forged = beta.record(2, false, 1).sign(&gamma.key, beta.grant.sign(&root()));
+    m.handle(WatchEvent::Entry(Entry { revision: 1, lease: Lease::Fresh, signed: forged }), NOW);
+    let mut outside = beta.record(3, false, 1);
+    outside.pod_cidrs = vec!["10.3.0.0/24".parse().unwrap()].into();
+    m.handle(beta.entry(&outside), NOW);
+    let mut expired = beta.record(4, false, 1);
+    expired.not_after = UnixTime(NOW.0 - 1);
+    m.handle(beta.entry(&expired), NOW);
+    // A grant by another root.
+    let usurped = gamma.record(1, true, 1).sign(&gamma.key, gamma.grant.sign(&RootKey::from_seed(&[9; 32])));
+    m.handle(WatchEvent::Entry(Entry { revision: 1, lease: Lease::Fresh, signed: usurped }), NOW);
+
+    assert!(m.handle(gamma.entry(&gamma.record(1, true, 1)), NOW).nodes, "the others go on working");
+    assert_eq!(m.nodes().len(), 2);
+    assert_eq!(
+        kinds(&m),
+        [
+            (RefusalKind::GrantSignature, 1),
+            (RefusalKind::RecordSignature, 1),
+            (RefusalKind::RecordExpired, 1),
+            (RefusalKind::OutsideGrant, 1),
+            (RefusalKind::Replayed, 1)
+        ]
+    );
+    assert_eq!(m.refused().count(), 5);
+    assert!(m.refused().all(|r| !r.detail.is_empty() && r.claimed.is_some()));
+}
+
+#[test]
+fn of_two_overlapping_clusters_the_earlier_stays_over_restarts() {
+    let (beta, mut gamma) = (cluster("beta", 2), cluster("gamma", 3));
+    gamma.grant.pod_cidrs = vec!["10.2.128.0/17".parse().unwrap()].into();
+    let mut record = gamma.record(1, true, 1);
+    record.pod_cidrs = vec!["10.2.200.0/24".parse().unwrap()].into();
+    record.service_cidrs = CidrSet::default();
+    let mut m = membership_of_alpha();
+    m.handle(gamma.entry(&record), NOW);
+    m.handle(beta.entry(&beta.record(1, true, 1)), NOW);
+    assert_eq!(m.nodes().keys().map(ToString::to_string).collect::<Vec<_>>(), ["gamma/node-1"]);
+
+    let alpha = cluster("alpha", 1);
+    let mut again = Membership::new(Trust::new(alpha.grant.cluster_set), "alpha/node-1".parse().unwrap(), &alpha.grant, m.known(), NOW);
+    again.handle(beta.entry(&beta.record(1, true, 1)), NOW);
+    assert_eq!(again.nodes().len(), 1);
+    assert!(again.nodes().values().all(|node| node.stale(NOW)), "nobody confirmed it yet");
+    assert_eq!(kinds(&again), [(RefusalKind::Overlap, 1)]);
+}
+
+#[test]
+fn overlap_with_this_node_is_refused() {
+    let mut m = membership_of_alpha();
+    let mut beta = cluster("beta", 2);
+    beta.grant.service_cidrs = vec!["10.1.0.0/24".parse().unwrap()].into();
+    let mut record = beta.record(1, true, 1);
+    record.service_cidrs = CidrSet::default();
+    m.handle(beta.entry(&record), NOW);
+    assert_eq!(kinds(&m), [(RefusalKind::Overlap, 1)]);
+
+    // The node's own underlay address within another cluster's CIDR, found out later.
+    let gamma = cluster("gamma", 3);
+    m.handle(gamma.entry(&gamma.record(1, true, 1)), NOW);
+    assert_eq!(m.nodes().len(), 1);
+    let alpha = cluster("alpha", 1);
+    assert!(m.set_underlay(&alpha.grant, &vec!["10.3.7.0/24".parse().unwrap()].into(), NOW).nodes);
+    assert!(m.nodes().is_empty());
+}
+
+#[test]
+fn a_broker_can_leave_out_but_not_remove() {
+    let beta = cluster("beta", 2);
+    let mut m = membership_of_alpha();
+    m.handle(beta.entry(&beta.record(1, true, 1)), NOW);
+    assert!(!m.nodes().values().any(|node| node.stale(NOW)));
+    m.handle(WatchEvent::Reset, NOW);
+    assert!(m.handle(bookmark(), NOW).status);
+    assert!(m.nodes().values().all(|node| node.stale(NOW)));
+    // Listed again.
+    assert!(m.handle(beta.entry(&beta.record(1, true, 1)), NOW).status);
+    assert!(!m.nodes().values().any(|node| node.stale(NOW)));
+}
+
+#[test]
+fn a_withdrawal_removes_and_cannot_be_undone_by_replay() {
+    let beta = cluster("beta", 2);
+    let mut m = membership_of_alpha();
+    m.handle(beta.entry(&beta.record(1, true, 1)), NOW);
+    let mut gone = beta.record(1, true, 2);
+    gone.state = RecordState::Withdrawn;
+    assert!(m.handle(beta.entry(&gone), NOW).nodes);
+    assert!(m.nodes().is_empty());
+    m.handle(beta.entry(&beta.record(1, true, 1)), NOW);
+    assert!(m.nodes().is_empty());
+    assert_eq!(kinds(&m), [(RefusalKind::Replayed, 1)]);
+}
+
+#[test]
+fn two_clusters_of_one_name_the_later_grant_holds() {
+    let first = cluster("beta", 2);
+    let mut second = cluster("beta", 2);
+    second.key = ClusterKey::from_seed(&[77; 32]);
+    second.grant.cluster_key = second.key.public();
+    second.grant.serial = 2;
+    let mut m = membership_of_alpha();
+    m.handle(first.entry(&first.record(1, true, 1)), NOW);
+
+    let mut twin = cluster("beta", 2);
+    twin.key = ClusterKey::from_seed(&[78; 32]);
+    twin.grant.cluster_key = twin.key.public();
+    m.handle(twin.entry(&twin.record(9, true, 1)), NOW);
+    assert_eq!(kinds(&m), [(RefusalKind::GrantSuperseded, 1)], "one serial, two keys: the first stays");
+
+    m.handle(second.entry(&second.record(2, true, 1)), NOW);
+    assert_eq!(m.nodes().keys().map(ToString::to_string).collect::<Vec<_>>(), ["beta/node-2"]);
+    m.handle(first.entry(&first.record(1, true, 2)), NOW);
+    assert_eq!(kinds(&m), [(RefusalKind::GrantSuperseded, 2)]);
+    assert_eq!(m.nodes().len(), 1);
+}
+
+#[test]
+fn ended_records_are_kept_while_heard_and_forgotten_later() {
+    let beta = cluster("beta", 2);
+    let mut m = membership_of_alpha();
+    m.handle(beta.entry(&beta.record(1, true, 1)), NOW);
+    let end = beta.record(1, true, 1).not_after;
+    let later = end.after(FORGET_AFTER + Duration::from_secs(1));
+    assert!(!m.forget(end.after(Duration::from_secs(60)), |_| false).nodes);
+    assert!(!m.forget(later, |_| true).nodes);
+    assert!(m.forget(later, |_| false).nodes);
+}

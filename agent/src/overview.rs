@@ -1,0 +1,300 @@
+//! The status document: what every part knows, put together for a person. Pure.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use podspan_dataplane::{DropCounts, PeerStatus};
+use podspan_wire::status::{
+    BrokerStatus, ClusterStatus, KernelStatus, LaneStatus, LocalLane, LocalNode, NodeStatus, Reachability, Status,
+    WorkerStatus,
+};
+use podspan_wire::{CidrSet, ClusterId, Grant, Lane, NodeId, UnixTime};
+
+use crate::facts::LocalFacts;
+use crate::membership::Membership;
+use crate::publish::Published;
+
+/// How long a first handshake may take before a peer counts as down rather than connecting.
+const CONNECT_TIME: Duration = Duration::from_secs(15);
+/// From when on the end of the grant is a problem to show.
+const GRANT_WARNING: Duration = Duration::from_secs(30 * 86_400);
+/// How long the brokers may be silent before it is a problem to show; bookmarks come every 10 s.
+const BROKER_SILENCE: Duration = Duration::from_secs(60);
+
+/// What [`overview`] reads.
+pub struct Parts<'a> {
+    /// The wall-clock time.
+    pub now: UnixTime,
+    /// When the agent started.
+    pub started: UnixTime,
+    /// This cluster's grant.
+    pub grant: &'a Grant,
+    /// The facts about this node.
+    pub facts: &'a LocalFacts,
+    /// Where they come from.
+    pub source: &'a str,
+    /// This node's lanes.
+    pub lanes: &'a [Lane],
+    /// The tunnel's MTU.
+    pub mtu: u32,
+    /// The other clusters.
+    pub membership: &'a Membership,
+    /// The state of the packet path.
+    pub dataplane: &'a podspan_dataplane::Status,
+    /// The state of the kernel.
+    pub kernel: KernelStatus,
+    /// The state of the way to the brokers.
+    pub broker: &'a BrokerStatus,
+    /// How publishing goes.
+    pub published: &'a Published,
+    /// How many pods are attached.
+    pub attachments: usize,
+    /// What the other parts found to be wrong.
+    pub problems: &'a [String],
+}
+
+/// Puts the document together.
+#[must_use]
+pub fn overview(parts: Parts<'_>) -> Status {
+    let id = NodeId { cluster: parts.grant.cluster.clone(), node: parts.facts.node.clone() };
+    let peers: BTreeMap<&NodeId, &PeerStatus> = parts.dataplane.peers.iter().map(|peer| (&peer.id, peer)).collect();
+    let young = parts.now.since(parts.started) < CONNECT_TIME;
+    let clusters = clusters(&parts, &peers, young);
+    let workers: Vec<WorkerStatus> = parts
+        .dataplane
+        .workers
+        .iter()
+        .map(|worker| WorkerStatus {
+            lane: worker.lane,
+            port: worker.port,
+            failed: worker.failed.clone(),
+            drops: drops(&worker.drops),
+        })
+        .collect();
+    let mut broker = parts.broker.clone();
+    broker.last_published = parts.published.acknowledged;
+    let problems = problems(&parts, &clusters, &workers);
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        now: parts.now,
+        started: parts.started,
+        node: LocalNode {
+            cluster_set: parts.grant.cluster_set,
+            id,
+            gateway: parts.facts.gateway,
+            endpoints: parts.facts.endpoints.clone(),
+            lanes: parts.lanes.iter().map(|lane| LocalLane { key: lane.key, port: lane.port }).collect(),
+            pod_cidrs: parts.facts.pod_cidrs.clone(),
+            service_cidrs: parts.facts.service_cidrs.clone(),
+            host_addresses: parts.facts.host_addresses(),
+            record: parts.published.version,
+            mtu: parts.mtu,
+            source: parts.source.to_owned(),
+            grant_not_after: parts.grant.not_after,
+        },
+        broker,
+        clusters,
+        kernel: parts.kernel,
+        attachments: parts.attachments,
+        refusals: parts.membership.refusals().clone(),
+        refused: parts.membership.refused().cloned().collect(),
+        workers,
+        problems,
+    }
+}
+
+fn clusters(parts: &Parts<'_>, peers: &BTreeMap<&NodeId, &PeerStatus>, young: bool) -> Vec<ClusterStatus> {
+    let mut clusters: BTreeMap<ClusterId, (CidrSet, Vec<NodeStatus>)> = BTreeMap::new();
+    for (id, node) in parts.membership.nodes() {
+        let record = node.verified.record();
+        let lanes: Vec<LaneStatus> =
+            peers.get(id).map(|peer| peer.lanes.iter().map(lane).collect()).unwrap_or_default();
+        let status = NodeStatus {
+            id: id.clone(),
+            gateway: record.gateway,
+            state: node_state(record.gateway, &lanes, young),
+            stale: node.stale(parts.now),
+            version: record.version,
+            pod_cidrs: record.pod_cidrs.clone(),
+            lanes,
+        };
+        let (cidrs, nodes) = clusters.entry(id.cluster.clone()).or_default();
+        *cidrs = cidrs.iter().chain(node.verified.grant().cidrs().iter()).copied().collect();
+        nodes.push(status);
+    }
+    clusters
+        .into_iter()
+        .map(|(cluster, (cidrs, nodes))| ClusterStatus { cluster, state: cluster_state(&nodes), cidrs, nodes })
+        .collect()
+}
+
+fn lane(lane: &podspan_dataplane::LaneStatus) -> LaneStatus {
+    LaneStatus {
+        local: lane.local,
+        remote: lane.remote,
+        endpoint: lane.endpoint,
+        established: lane.established,
+        handshake_age: lane.handshake_age.map(|age| age.as_secs_f64()),
+        rtt_us: lane.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+        rx_bytes: lane.rx_bytes,
+        tx_bytes: lane.tx_bytes,
+        rx_packets: lane.rx_packets,
+        tx_packets: lane.tx_packets,
+        drops: drops(&lane.drops),
+    }
+}
+
+fn drops(counts: &DropCounts) -> BTreeMap<String, u64> {
+    counts.iter().filter(|(_, n)| *n > 0).map(|(cause, n)| (cause.label().to_owned(), n)).collect()
+}
+
+fn node_state(gateway: bool, lanes: &[LaneStatus], young: bool) -> Reachability {
+    let up = lanes.iter().filter(|lane| lane.established).count();
+    match (gateway, up) {
+        // Nobody dials an ordinary node: without a session of its own its cluster's gateways pass on.
+        (false, 0) => Reachability::Via,
+        (_, n) if n > 0 && n == lanes.len() => Reachability::Up,
+        (_, n) if n > 0 => Reachability::Degraded,
+        _ if young => Reachability::Connecting,
+        _ => Reachability::Down,
+    }
+}
+
+fn cluster_state(nodes: &[NodeStatus]) -> Reachability {
+    let gateways: Vec<Reachability> = nodes.iter().filter(|node| node.gateway).map(|node| node.state).collect();
+    let all = |state| !gateways.is_empty() && gateways.iter().all(|s| *s == state);
+    if all(Reachability::Up) {
+        Reachability::Up
+    } else if gateways.iter().any(|s| matches!(s, Reachability::Up | Reachability::Degraded)) {
+        Reachability::Degraded
+    } else if gateways.contains(&Reachability::Connecting) {
+        Reachability::Connecting
+    } else {
+        Reachability::Down
+    }
+}
+
+/// What a person should look at, worst first.
+fn problems(parts: &Parts<'_>, clusters: &[ClusterStatus], workers: &[WorkerStatus]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for worker in workers {
+        if let Some(why) = &worker.failed {
+            problems.push(format!("the worker of lane {} does not run: {why}", worker.lane));
+        }
+    }
+    for cluster in clusters {
+        let gateways = || cluster.nodes.iter().filter(|node| node.gateway);
+        let bad: Vec<&str> = gateways().filter(|n| n.state == Reachability::Down).map(|n| n.id.node.as_str()).collect();
+        match cluster.state {
+            Reachability::Down => problems.push(format!(
+                "cluster {} cannot be reached: no gateway of {} answers ({}); is its UDP port open?",
+                cluster.cluster,
+                gateways().count(),
+                bad.join(", ")
+            )),
+            Reachability::Degraded if !bad.is_empty() => problems.push(format!(
+                "cluster {}: {} of {} gateways do not answer ({})",
+                cluster.cluster,
+                bad.len(),
+                gateways().count(),
+                bad.join(", ")
+            )),
+            _ => {}
+        }
+    }
+    problems.extend(parts.kernel.failing.iter().map(|failing| format!("in the kernel: {failing}")));
+    problems.extend(parts.problems.iter().cloned());
+    problems.extend(parts.published.problem.as_ref().map(|why| format!("this node's record is not published: {why}")));
+    if parts.broker.connected.is_none() {
+        let silent = parts.broker.last_heard.map_or_else(|| parts.now.since(parts.started), |at| parts.now.since(at));
+        if silent >= BROKER_SILENCE || !parts.broker.errors.is_empty() {
+            let errors: Vec<String> =
+                parts.broker.errors.iter().map(|(broker, error)| format!("{broker}: {error}")).collect();
+            problems.push(format!(
+                "no broker answers since {} s; what is known stays in use ({})",
+                silent.as_secs(),
+                errors.join("; ")
+            ));
+        }
+    }
+    let left = parts.grant.not_after.since(parts.now);
+    if left == Duration::ZERO {
+        problems.push(format!(
+            "the grant of this cluster ended at {}: other clusters refuse its records; renew it",
+            parts.grant.not_after
+        ));
+    } else if left < GRANT_WARNING {
+        problems.push(format!("the grant of this cluster ends at {}: renew it in time", parts.grant.not_after));
+    }
+    for cluster in clusters {
+        let stale: Vec<&str> = cluster.nodes.iter().filter(|n| n.stale).map(|n| n.id.node.as_str()).collect();
+        // While no broker answers, everything is stale; that was said.
+        if !stale.is_empty() && parts.broker.connected.is_some() {
+            problems.push(format!("cluster {}: not heard from by the broker: {}", cluster.cluster, stale.join(", ")));
+        }
+    }
+    for refused in parts.membership.refused() {
+        problems.push(format!("refused {} times, last at {}: {}", refused.times, refused.at, refused.detail));
+    }
+    problems
+}
+
+/// Whether the node forwards: what `/readyz` answers.
+///
+/// # Errors
+/// What is not ready yet. The state of other clusters is no reason: a node whose peers are down is not
+/// at fault.
+pub fn ready(status: &Status) -> Result<(), Vec<String>> {
+    let mut reasons = Vec::new();
+    reasons.extend(status.workers.iter().filter_map(|w| w.failed.as_ref().map(|why| format!("lane {}: {why}", w.lane))));
+    if status.workers.is_empty() {
+        reasons.push("no worker runs".to_owned());
+    }
+    reasons.extend(status.kernel.failing.iter().cloned());
+    if status.broker.last_heard.is_none() && status.clusters.is_empty() {
+        reasons.push("no broker was heard yet and nothing is known from before".to_owned());
+    }
+    if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lanes(established: &[bool]) -> Vec<LaneStatus> {
+        established
+            .iter()
+            .enumerate()
+            .map(|(i, &established)| LaneStatus {
+                local: i,
+                remote: i,
+                endpoint: None,
+                established,
+                handshake_age: None,
+                rtt_us: None,
+                rx_bytes: 0,
+                tx_bytes: 0,
+                rx_packets: 0,
+                tx_packets: 0,
+                drops: BTreeMap::new(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn states_of_nodes() {
+        use Reachability::{Connecting, Degraded, Down, Up, Via};
+        for (gateway, established, young, state) in [
+            (true, &[true, true][..], false, Up),
+            (true, &[true, false], false, Degraded),
+            (true, &[false, false], false, Down),
+            (true, &[false, false], true, Connecting),
+            (true, &[], false, Down),
+            (false, &[], false, Via),
+            (false, &[false], false, Via),
+            (false, &[true], false, Up),
+        ] {
+            assert_eq!(node_state(gateway, &lanes(established), young), state, "{gateway} {established:?} {young}");
+        }
+    }
+}

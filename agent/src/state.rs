@@ -1,0 +1,320 @@
+//! The state directory: what an agent must not forget.
+//!
+//! | file | holds | if it is lost |
+//! | --- | --- | --- |
+//! | `lock` | nothing; locked by the running agent | |
+//! | `lanes.json` | the lanes' secret keys | new keys, a new epoch |
+//! | `version.json` | epoch and sequence of the last record signed | a new epoch |
+//! | `known.json` | the records taken in and the highest versions seen | asked from the broker anew |
+//! | `endpoints.json` | where peers were last heard | peers behind NAT dial again in time |
+//! | `attachments.json` | pods attached through the CNI plugin | repaired when the runtime asks |
+//! | `host/` | what was changed in the kernel and how it was before | |
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use podspan_dataplane::LaneSecret;
+use podspan_wire::local::AttachmentDetail;
+use podspan_wire::{HighWater, NodeId, SignedRecord, UnixTime, Version};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+use zeroize::Zeroizing;
+
+use crate::files::{self, Stored};
+
+/// An open state directory. Only one agent at a time has it.
+pub struct StateDir {
+    path: PathBuf,
+    _lock: nix::fcntl::Flock<File>,
+}
+
+/// What is known of the cluster set, as it is kept on disk.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Known {
+    /// The highest versions and grants seen.
+    pub high_water: HighWater,
+    /// The records that are in use, in the order in which their clusters were first seen.
+    pub records: Vec<SignedRecord>,
+}
+
+/// Endpoints at which peers were last heard, by node: local lane, remote lane, address.
+pub type Endpoints = BTreeMap<NodeId, Vec<(usize, usize, SocketAddr)>>;
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Lanes {
+    /// Secret X25519 keys, base64, in the order of the lanes.
+    keys: Vec<Zeroizing<String>>,
+    /// The latest wall-clock time at which the keys were known to be in use.
+    used: UnixTime,
+}
+
+/// How far the clock may have gone back before the lanes' keys are made anew.
+const CLOCK_SLACK_SECONDS: u64 = 2;
+
+impl StateDir {
+    /// Opens the directory, making it if need be (mode 0700), and locks it.
+    ///
+    /// # Errors
+    /// If it cannot be made, belongs to others, or another agent runs on it.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .with_context(|| format!("cannot make the state directory {}", path.display()))?;
+        let mode = fs::metadata(path)?.permissions().mode();
+        if mode & 0o077 != 0 {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+                .with_context(|| format!("{} is open to others and cannot be closed", path.display()))?;
+            warn!(path = %path.display(), "the state directory was open to others; its mode is 0700 now");
+        }
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path.join("lock"))
+            .with_context(|| format!("cannot open {}", path.join("lock").display()))?;
+        match nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!(
+                "another podspan-agent runs with the state directory {}: stop it first, or give this one a \
+                 state-dir of its own",
+                path.display()
+            ),
+            Err((_, error)) => bail!("cannot lock {}: {error}", path.display()),
+        }
+    }
+
+    /// A file of the directory.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn load<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<Option<T>> {
+        Ok(match files::read_json(&self.file(name))? {
+            Stored::Value(value) => Some(value),
+            Stored::Absent => None,
+            Stored::Damaged { aside, why } => {
+                warn!(file = %self.file(name).display(), aside = %aside.display(), why, "a damaged state file was set aside; going on without it");
+                None
+            }
+        })
+    }
+
+    /// The lanes' keys: those on disk, and new ones for what lacks. All are made anew when the clock went
+    /// back since they were last used: WireGuard's handshakes carry the time (TAI64N, paper section
+    /// 5.4.2), and peers would refuse ours as replays until the clock has caught up.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written, or randomness fails.
+    pub fn lanes(&self, count: usize, now: UnixTime) -> anyhow::Result<Vec<LaneSecret>> {
+        let mut keys: Vec<Zeroizing<String>> = match self.load::<Lanes>("lanes.json")? {
+            Some(stored) if now.0 + CLOCK_SLACK_SECONDS < stored.used.0 => {
+                warn!(
+                    now = %now, used = %stored.used,
+                    "the clock went back since the last start: making new lane keys, peers would refuse the old"
+                );
+                Vec::new()
+            }
+            Some(stored) => stored.keys,
+            None => Vec::new(),
+        };
+        while keys.len() < count {
+            keys.push(Zeroizing::new(STANDARD.encode(LaneSecret::generate().to_bytes())));
+        }
+        let secrets = keys.iter().take(count).map(|key| decode(key)).collect::<anyhow::Result<Vec<_>>>();
+        let secrets = secrets.with_context(|| {
+            format!("{} is damaged: remove it and start again; new keys are made", self.file("lanes.json").display())
+        })?;
+        files::replace_json(&self.file("lanes.json"), &Lanes { keys, used: now })?;
+        Ok(secrets)
+    }
+
+    /// Notes that the keys are in use at `now`.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written.
+    pub fn touch_lanes(&self, now: UnixTime) -> anyhow::Result<()> {
+        if let Some(mut lanes) = self.load::<Lanes>("lanes.json")?
+            && now > lanes.used
+        {
+            lanes.used = now;
+            files::replace_json(&self.file("lanes.json"), &lanes)?;
+        }
+        Ok(())
+    }
+
+    /// The version of the last record signed, or none in a fresh directory.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn version(&self) -> anyhow::Result<Option<Version>> {
+        self.load("version.json")
+    }
+
+    /// Keeps a version; to be called before anything is signed with it.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn keep_version(&self, version: Version) -> anyhow::Result<()> {
+        files::replace_json(&self.file("version.json"), &version)
+    }
+
+    /// What was known of the cluster set.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn known(&self) -> anyhow::Result<Known> {
+        Ok(self.load("known.json")?.unwrap_or_default())
+    }
+
+    /// Keeps what is known of the cluster set; to be called before it is used.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn keep_known(&self, known: &Known) -> anyhow::Result<()> {
+        files::replace_json(&self.file("known.json"), known)
+    }
+
+    /// Where peers were last heard.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn endpoints(&self) -> anyhow::Result<Endpoints> {
+        Ok(self.load("endpoints.json")?.unwrap_or_default())
+    }
+
+    /// Keeps where peers were last heard.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn keep_endpoints(&self, endpoints: &Endpoints) -> anyhow::Result<()> {
+        files::replace_json(&self.file("endpoints.json"), endpoints)
+    }
+
+    /// The pods attached through the CNI plugin.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn attachments(&self) -> anyhow::Result<Vec<AttachmentDetail>> {
+        Ok(self.load("attachments.json")?.unwrap_or_default())
+    }
+
+    /// Keeps the pods attached through the CNI plugin.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn keep_attachments(&self, attachments: &[&AttachmentDetail]) -> anyhow::Result<()> {
+        files::replace_json(&self.file("attachments.json"), &attachments)
+    }
+}
+
+fn decode(key: &str) -> anyhow::Result<LaneSecret> {
+    let bytes = Zeroizing::new(STANDARD.decode(key).map_err(|_| anyhow::anyhow!("a key is not base64"))?);
+    let bytes: [u8; 32] = bytes.as_slice().try_into().map_err(|_| anyhow::anyhow!("a key has not 32 bytes"))?;
+    Ok(LaneSecret::from_bytes(bytes))
+}
+
+/// Removes everything of an agent that does not run any more. Returns what was removed.
+///
+/// # Errors
+/// If an agent runs on the directory or something cannot be removed.
+pub fn remove(path: &Path) -> anyhow::Result<bool> {
+    if !path.exists() {
+        return Ok(false);
+    }
+    let state = StateDir::open(path)?;
+    for name in ["lanes.json", "version.json", "known.json", "endpoints.json", "attachments.json"] {
+        for file in [state.file(name), state.file(name).with_extension("damaged"), state.file(&format!(".{name}.tmp"))]
+        {
+            match fs::remove_file(&file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove {}", file.display()));
+                }
+                _ => {}
+            }
+        }
+    }
+    for directory in ["host"] {
+        match fs::remove_dir(state.file(directory)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            other => other.with_context(|| format!("cannot remove {}", state.file(directory).display()))?,
+        }
+    }
+    fs::remove_file(state.file("lock")).with_context(|| format!("cannot remove {}", state.file("lock").display()))?;
+    fs::remove_dir(path).with_context(|| {
+        format!("{} holds files that are not podspan's: remove it yourself if nothing in it is needed", path.display())
+    })?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt as _;
+
+    fn publics(keys: &[LaneSecret]) -> Vec<String> {
+        keys.iter().map(|key| key.public().to_string()).collect()
+    }
+
+    #[test]
+    fn lane_keys_stay_and_grow() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let state = StateDir::open(&path).unwrap();
+        let two = publics(&state.lanes(2, UnixTime(100)).unwrap());
+        assert_eq!(fs::metadata(path.join("lanes.json")).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
+        let three = publics(&state.lanes(3, UnixTime(101)).unwrap());
+        assert_eq!(two[..], three[..2]);
+        assert_eq!(publics(&state.lanes(1, UnixTime(102)).unwrap())[..], two[..1]);
+        assert_eq!(publics(&state.lanes(3, UnixTime(102)).unwrap()), three, "fewer lanes forget no key");
+    }
+
+    #[test]
+    fn a_clock_that_went_back_makes_new_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let before = publics(&state.lanes(1, UnixTime(10_000)).unwrap());
+        state.touch_lanes(UnixTime(13_600)).unwrap();
+        assert_eq!(publics(&state.lanes(1, UnixTime(13_599)).unwrap()), before, "a second is no matter");
+        assert_ne!(publics(&state.lanes(1, UnixTime(10_000)).unwrap()), before);
+    }
+
+    #[test]
+    fn one_agent_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let _state = StateDir::open(dir.path()).unwrap();
+        let Err(error) = StateDir::open(dir.path()) else { panic!("locked twice") };
+        assert!(error.to_string().contains("another podspan-agent runs"), "{error}");
+    }
+
+    #[test]
+    fn remove_leaves_nothing_and_takes_nothing_foreign() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let state = StateDir::open(&path).unwrap();
+        state.lanes(1, UnixTime(1)).unwrap();
+        state.keep_version(Version { epoch: 1, sequence: 1 }).unwrap();
+        drop(state);
+        assert!(remove(&path).unwrap());
+        assert!(!path.exists());
+        assert!(!remove(&path).unwrap());
+
+        drop(StateDir::open(&path).unwrap());
+        fs::write(path.join("mine"), "x").unwrap();
+        assert!(remove(&path).unwrap_err().to_string().contains("not podspan's"));
+        assert!(path.join("mine").exists());
+    }
+}
