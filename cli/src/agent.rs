@@ -23,7 +23,7 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<()> {
         looked.push(program.display().to_string());
     }
     Err(anyhow!(
-        "there is no {PROGRAM} here: looked for {} in the PATH too; install it beside podspan",
+        "there is no {PROGRAM} here: looked at {} and in the PATH. Install it beside podspan",
         looked.first().map_or(PROGRAM, String::as_str)
     ))
 }

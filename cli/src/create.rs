@@ -188,7 +188,7 @@ fn check_free(dir: &Path) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let parent = files::parent(dir);
             if !parent.is_dir() {
-                bail!("there is no directory {0}: make it first, with `mkdir -p {0}`", parent.display());
+                bail!("there is no directory {0}: make it first with `mkdir -p {0}`", parent.display());
             }
             Ok(())
         }

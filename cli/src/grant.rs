@@ -215,7 +215,11 @@ impl Cidrs {
         }
         let mut list = Vec::new();
         for text in texts {
-            let Some(cidr) = problems.take(text.trim().parse::<Cidr>()) else { continue };
+            let Some(cidr) =
+                problems.take(text.trim().parse::<Cidr>().with_context(|| format!("--{kind}-cidr")))
+            else {
+                continue;
+            };
             match cidr.not_announceable() {
                 Some(why) => {
                     problems.push(format!("the {kind} CIDR {cidr} {why}: no cluster may announce it"))
@@ -269,7 +273,7 @@ fn check_out(out: &Path, overwrite: bool, problems: &mut Problems) {
     let parent = files::parent(out);
     if !parent.is_dir() {
         problems.push(format!(
-            "there is no directory {0} for the bundle: make it first, or name another file with --out",
+            "there is no directory {0} for the bundle: make it first with `mkdir -p {0}`, or name another file with --out",
             parent.display()
         ));
     } else if out.is_dir() {

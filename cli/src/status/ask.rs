@@ -84,7 +84,7 @@ fn not_connected(socket: &Path, error: &std::io::Error) -> anyhow::Error {
     let look = "look with `systemctl status podspan-agent` (or `kubectl get pods` for its DaemonSet)";
     match error.kind() {
         ErrorKind::NotFound => anyhow!(
-            "no agent answers here: there is no socket {name}. Does podspan-agent run on this node? {look}. If its \
+            "no agent answers here: there is no socket {name}. Does podspan-agent run on this node? To find out, {look}. If its \
              configuration names another socket, give that path with --socket"
         ),
         ErrorKind::ConnectionRefused => anyhow!(

@@ -151,6 +151,9 @@ impl Page<'_> {
         let fits = self.view.width.is_none_or(|width| wide.width() <= width);
         let table = if fits { wide } else { self.table(status, false).0 };
         table.write(&mut self.text, "", self.view.colour);
+        if !fits {
+            self.endpoints(status);
+        }
         if via > 0 {
             let line = format!(
                 "and {} reached via their cluster's gateways (--all lists them)",
@@ -162,6 +165,15 @@ impl Page<'_> {
         self.line("");
         for cluster in &status.clusters {
             self.cluster(cluster);
+        }
+    }
+
+    /// The endpoints, where the table had no room for them.
+    fn endpoints(&mut self, status: &Status) {
+        for node in status.clusters.iter().flat_map(|cluster| &cluster.nodes) {
+            if let Some(endpoint) = Summary::of(node).endpoint {
+                self.wrapped("  ", 4, &format!("{} at {endpoint}", node.id));
+            }
         }
     }
 
@@ -379,4 +391,57 @@ fn row(node: &NodeStatus, wide: bool) -> Vec<Cell> {
     cells.push(Cell::number(human::bytes(sum.tx_bytes), Style::Plain));
     cells.push(Cell::number(human::count(dropped), drops_style));
     cells
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLE: &str = include_str!("../../tests/golden/status.json");
+
+    fn page(view: &View) -> String {
+        write(&serde_json::from_str(SAMPLE).unwrap(), view)
+    }
+
+    #[test]
+    fn a_narrow_terminal_gets_a_narrow_page() {
+        let wide = page(&View { colour: false, width: Some(140), all: false });
+        assert!(wide.contains("ENDPOINT") && wide.contains("HANDSHAKE"), "{wide}");
+        assert!(wide.lines().all(|line| line.len() <= 140), "{wide}");
+        let narrow = page(&View { colour: false, width: Some(80), all: false });
+        assert!(!narrow.contains("ENDPOINT"), "{narrow}");
+        assert!(narrow.contains("  gamma/gamma-1 at 203.0.113.11:51840-51841\n"), "{narrow}");
+        // A node's name is never cut: only its row may be longer.
+        let row = |line: &&str| {
+            ["CLUSTER  ", "beta  ", "gamma  ", "delta  "].iter().any(|start| line.starts_with(start))
+        };
+        for line in narrow.lines().filter(|line| !row(line)) {
+            assert!(line.len() <= 80, "{line}");
+        }
+    }
+
+    #[test]
+    fn colour_changes_nothing_but_colour() {
+        let plain = page(&View { colour: false, width: None, all: true });
+        let coloured = page(&View { colour: true, width: None, all: true });
+        assert!(coloured.contains("\x1b[1;31mPROBLEMS (3)\x1b[0m"), "{coloured:?}");
+        let mut stripped = String::new();
+        let mut rest = coloured.as_str();
+        while let Some((before, code)) = rest.split_once('\x1b') {
+            stripped.push_str(before);
+            rest = code.split_once('m').unwrap().1;
+        }
+        stripped.push_str(rest);
+        // Where lines are broken may differ, since codes are not counted exactly.
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(words(&stripped), words(&plain));
+    }
+
+    #[test]
+    fn a_grant_that_is_over_is_told() {
+        let mut status: Status = serde_json::from_str(SAMPLE).unwrap();
+        status.node.grant_not_after = UnixTime(status.now.0 - 60);
+        let page = write(&status, &View { colour: false, width: None, all: false });
+        assert!(page.contains("Grant     over since 2026-11-21T23:59:00Z: renew it with"), "{page}");
+    }
 }
