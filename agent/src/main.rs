@@ -57,7 +57,8 @@ enum Log {
 
 fn set_up_log(log: Log) {
     // boringtun logs ordinary events as errors; what matters of them is logged by the data plane.
-    let filter = EnvFilter::try_from_env("PODSPAN_LOG").unwrap_or_else(|_| EnvFilter::new("info,boringtun=off"));
+    let filter =
+        EnvFilter::try_from_env("PODSPAN_LOG").unwrap_or_else(|_| EnvFilter::new("info,boringtun=off"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log {
         Log::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),

@@ -25,18 +25,18 @@ pub fn encode(status: Status) -> Result<String, fmt::Error> {
 #[derive(Debug)]
 struct StatusMetrics(Status);
 
-type Labels<'a> = Vec<(&'static str, String)>;
+type Labels = Vec<(&'static str, String)>;
 
 /// One metric family: a name, and a value for each set of labels.
-struct Family<'a> {
+struct Family {
     name: &'static str,
     help: &'static str,
     unit: Option<Unit>,
     kind: MetricType,
-    values: Vec<(Labels<'a>, f64)>,
+    values: Vec<(Labels, f64)>,
 }
 
-impl Family<'_> {
+impl Family {
     fn encode(self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut family = encoder.encode_descriptor(self.name, self.help, self.unit.as_ref(), self.kind)?;
         for (labels, value) in self.values {
@@ -56,12 +56,12 @@ impl StatusMetrics {
         self.0.clusters.iter().flat_map(|c| &c.nodes).flat_map(|node| node.lanes.iter().map(move |lane| (node, lane)))
     }
 
-    fn per_lane(&self, value: impl Fn(&LaneStatus) -> Option<f64>) -> Vec<(Labels<'_>, f64)> {
+    fn per_lane(&self, value: impl Fn(&LaneStatus) -> Option<f64>) -> Vec<(Labels, f64)> {
         self.lanes().filter_map(|(node, lane)| value(lane).map(|value| (lane_labels(node, lane), value))).collect()
     }
 }
 
-fn lane_labels(node: &NodeStatus, lane: &LaneStatus) -> Labels<'static> {
+fn lane_labels(node: &NodeStatus, lane: &LaneStatus) -> Labels {
     vec![
         ("cluster", node.id.cluster.to_string()),
         ("node", node.id.node.to_string()),

@@ -131,7 +131,7 @@ impl StateDir {
             None => Vec::new(),
         };
         while keys.len() < count {
-            keys.push(Zeroizing::new(STANDARD.encode(LaneSecret::generate().to_bytes())));
+            keys.push(Zeroizing::new(STANDARD.encode(LaneSecret::generate()?.to_bytes())));
         }
         let secrets = keys.iter().take(count).map(|key| decode(key)).collect::<anyhow::Result<Vec<_>>>();
         let secrets = secrets.with_context(|| {
