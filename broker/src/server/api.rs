@@ -10,8 +10,8 @@ use axum::response::Response;
 use axum::routing::{get, post, put};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::StatusCode;
-use hyper::http::request::Parts;
 use hyper::body::Bytes;
+use hyper::http::request::Parts;
 use podspan_wire::api::{MAX_BODY, PutAnswer, Renew, RenewAnswer, Token};
 use podspan_wire::{ClusterId, NodeId, RecordState, SignedRecord};
 use serde::de::DeserializeOwned;
@@ -139,7 +139,10 @@ fn own_node(member: &Member, cluster: &str, node: &str) -> Result<NodeId, Failur
         return Err(Failure::new(
             403,
             "not-own",
-            format!("cluster {} may not write the record of {id}, only those of its own nodes", member.grant.cluster),
+            format!(
+                "cluster {} may not write the record of {id}, only those of its own nodes",
+                member.grant.cluster
+            ),
         ));
     }
     Ok(id)

@@ -160,9 +160,8 @@ impl Config {
         let watcher_queue = size("watcher-queue", most.watcher_queue);
         let records = size("records", most.records);
         let records_per_cluster = size("records-per-cluster", most.records_per_cluster);
-        let mut rate = |key, most: u32| {
-            u32::try_from(table.number(key, 1..=10_000_000, most.into())).unwrap_or(1)
-        };
+        let mut rate =
+            |key, most: u32| u32::try_from(table.number(key, 1..=10_000_000, most.into())).unwrap_or(1);
         let limits = Limits {
             connections,
             connections_per_address,

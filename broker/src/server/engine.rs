@@ -237,8 +237,7 @@ pub(crate) fn line(event: &WatchEvent) -> Bytes {
 /// A registry with what the store holds. An entry that does not verify is left out and left on disk: one
 /// bad entry must not keep the good ones from being served.
 fn fill(contents: Contents, trust: &Trust, settings: Settings, now: Duration, metrics: &Metrics) -> Registry {
-    let mut registry =
-        Registry::new(contents.store, contents.revision, settings.lease, settings.capacity);
+    let mut registry = Registry::new(contents.store, contents.revision, settings.lease, settings.capacity);
     for (cluster, serial) in contents.serials {
         registry.load_serial(cluster, serial);
     }
@@ -475,9 +474,8 @@ impl Thread {
     fn show(&mut self) {
         let registry = &self.registry;
         // A re-granted cluster's earlier grants read nothing more.
-        self.watchers.retain(|watcher| {
-            registry.serial(&watcher.cluster).is_none_or(|known| watcher.serial >= known)
-        });
+        self.watchers
+            .retain(|watcher| registry.serial(&watcher.cluster).is_none_or(|known| watcher.serial >= known));
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.metrics.entries.set(gauge(self.registry.len() as u64));
         self.metrics.revision.set(gauge(self.registry.token().revision));

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
-use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::StatusCode;
+use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use podspan_wire::api::ApiError;
 use podspan_wire::{NodeId, Refusal, Version};
 
@@ -80,10 +80,7 @@ impl From<EngineError> for Failure {
         let refused = match error {
             EngineError::Refused(refused) => refused,
             EngineError::Watchers { .. } => {
-                return Self {
-                    kind: "watchers",
-                    ..Self::rate_limited(Duration::from_secs(10), message)
-                };
+                return Self { kind: "watchers", ..Self::rate_limited(Duration::from_secs(10), message) };
             }
             EngineError::Busy | EngineError::Store | EngineError::Stopped => {
                 let kind = match error {
@@ -102,9 +99,7 @@ impl From<EngineError> for Failure {
             Refused::OtherVersion { id, stored, .. } => {
                 Self::new(409, "other-version", message).about(id, Some(stored))
             }
-            Refused::Withdrawn { id, stored } => {
-                Self::new(409, "withdrawn", message).about(id, Some(stored))
-            }
+            Refused::Withdrawn { id, stored } => Self::new(409, "withdrawn", message).about(id, Some(stored)),
             Refused::Unknown { id } => Self::new(404, "unknown-node", message).about(id, None),
             Refused::Overlap(overlap) => Self::new(409, "overlap", message).about(overlap.node, None),
             Refused::Superseded { .. } => Self::new(403, "grant-superseded", message),

@@ -79,7 +79,11 @@ impl Metrics {
             store_skipped: Gauge::default(),
             registry: Registry::default(),
         };
-        registry.register("requests", "Requests answered, by route and HTTP status", metrics.requests.clone());
+        registry.register(
+            "requests",
+            "Requests answered, by route and HTTP status",
+            metrics.requests.clone(),
+        );
         registry.register("refusals", "Requests refused, by kind", metrics.refusals.clone());
         registry.register(
             "connections_refused",

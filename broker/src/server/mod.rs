@@ -110,16 +110,14 @@ impl Broker {
         };
         let settings = Settings {
             lease: config.lease,
-            capacity: Capacity {
-                records: limits.records,
-                records_per_cluster: limits.records_per_cluster,
-            },
+            capacity: Capacity { records: limits.records, records_per_cluster: limits.records_per_cluster },
             watchers: limits.watchers,
             watchers_per_cluster: limits.watchers_per_cluster,
             watcher_queue: limits.watcher_queue,
         };
         let counted = metrics.clone();
-        let opened = tokio::task::spawn_blocking(move || Engine::start(store, trust, settings, counted)).await;
+        let opened =
+            tokio::task::spawn_blocking(move || Engine::start(store, trust, settings, counted)).await;
         let (engine, store) = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
 
         let (draining, is_draining) = channel(false);

@@ -211,10 +211,8 @@ impl RedbStore {
 
     fn read(&self, database: &Database) -> Result<Contents, StoreError> {
         let what = "cannot read the store";
-        let missing = |name: &str| StoreError::Corrupt {
-            path: self.path.clone(),
-            why: format!("{name} is missing"),
-        };
+        let missing =
+            |name: &str| StoreError::Corrupt { path: self.path.clone(), why: format!("{name} is missing") };
         let read = database.begin_read().map_err(|e| self.io(what, e))?;
         let texts = read.open_table(TEXTS).map_err(|e| self.io(what, e))?;
         let text = |name| {
@@ -282,9 +280,8 @@ impl Store for RedbStore {
             let mut entries = write.open_table(ENTRIES).map_err(|e| self.io(what, e))?;
             for (id, entry) in &batch.entries {
                 let Entry { revision, lease, signed } = entry.clone();
-                let json = serde_json::to_vec(&OnDisk { revision, lease, signed }).map_err(|e| {
-                    StoreError::Io { path: self.path.clone(), what, why: e.to_string() }
-                })?;
+                let json = serde_json::to_vec(&OnDisk { revision, lease, signed })
+                    .map_err(|e| StoreError::Io { path: self.path.clone(), what, why: e.to_string() })?;
                 entries.insert(id.to_string().as_str(), json.as_slice()).map_err(|e| self.io(what, e))?;
             }
             for id in &batch.removed {

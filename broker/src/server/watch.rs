@@ -47,8 +47,7 @@ pub(super) fn lines(
     let token = subscription.resume.token.clone();
     let mut bookmarks = interval_at(Instant::now() + BOOKMARK_EVERY, BOOKMARK_EVERY);
     bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let lines =
-        Lines { subscription, snapshot, token, stage: Stage::Begin, bookmarks, not_after, stopping };
+    let lines = Lines { subscription, snapshot, token, stage: Stage::Begin, bookmarks, not_after, stopping };
     unfold(lines, |mut lines| async move { lines.next().await.map(|line| (Ok(line), lines)) })
 }
 

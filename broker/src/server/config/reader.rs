@@ -173,11 +173,8 @@ impl<'t> Reader<'t> {
 
     /// What was wrong, with the keys that nobody asked for.
     pub(super) fn finish(mut self) -> Vec<Fault> {
-        let unknown: Vec<Spanned<String>> = self
-            .table
-            .iter()
-            .map(|(key, _)| Spanned::new(key.span(), key.get_ref().to_string()))
-            .collect();
+        let unknown: Vec<Spanned<String>> =
+            self.table.iter().map(|(key, _)| Spanned::new(key.span(), key.get_ref().to_string())).collect();
         for key in unknown {
             let name: String = key.get_ref().chars().take(80).collect();
             let what = match nearest(&name, &self.known) {
