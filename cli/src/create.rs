@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::{self, Permissions};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -162,11 +162,11 @@ fn read_listen(texts: &[String], problems: &mut Problems) -> Vec<SocketAddr> {
     listen
 }
 
-/// Every address of the broker's machine, at the ports that were named.
+/// Every address of the broker's machine, at the ports that were named. `[::]` takes IPv4 too (ipv6(7),
+/// `net.ipv6.bindv6only`), and leaves no room for a `0.0.0.0` beside it.
 fn default_listen(brokers: &[BrokerAddress]) -> Vec<SocketAddr> {
     let ports: BTreeSet<u16> = brokers.iter().map(|broker| broker.port).collect();
-    let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-    ports.into_iter().flat_map(|port| any.map(|address| SocketAddr::new(address, port))).collect()
+    ports.into_iter().map(|port| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)).collect()
 }
 
 /// Refuses a directory that holds anything, and one whose parent is not there.
@@ -227,7 +227,7 @@ fn broker_config(set: &ClusterSet, listen: &[SocketAddr]) -> String {
         "# Broker of the podspan cluster set {name}. Start it with: podspan-broker --config broker.toml\n\
          # Paths are relative to this file.\n\
          \n\
-         # Where it listens.\n\
+         # Where it listens; [::] is every address of the machine, IPv4 and IPv6.\n\
          listen = [{listen}]\n\
          # The root's public key: only clusters with a grant of this root are served.\n\
          cluster-set = \"{id}\"\n\

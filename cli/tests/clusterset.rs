@@ -99,7 +99,7 @@ fn create_makes_everything_with_the_right_modes() {
     assert_eq!(config["cluster-set"].as_str().unwrap(), id.to_string());
     let listen: Vec<&str> =
         config["listen"].as_array().unwrap().iter().map(|l| l.as_str().unwrap()).collect();
-    assert_eq!(listen, ["0.0.0.0:7443", "[::]:7443", "0.0.0.0:8443", "[::]:8443"]);
+    assert_eq!(listen, ["[::]:7443", "[::]:8443"]);
     let keys: Vec<&str> = config.keys().map(String::as_str).collect();
     assert_eq!(keys, ["certificate", "cluster-set", "data", "lease-seconds", "listen", "private-key"]);
     let secrets = secrets(&bench);

@@ -238,15 +238,18 @@ impl Page<'_> {
                 self.wrapped("  ", 4, &line);
             }
         }
-        for worker in &status.workers {
-            if let Some(why) = &worker.failed {
-                let line = format!(
-                    "Worker of lane {} (UDP port {}) has failed: {}",
-                    worker.lane,
-                    worker.port,
-                    safe(why)
-                );
-                self.heading(Style::Bad, &line);
+        let failed: Vec<String> = status
+            .workers
+            .iter()
+            .filter_map(|worker| {
+                let why = safe(worker.failed.as_ref()?);
+                Some(format!("lane {} (UDP port {}): {why}", worker.lane, worker.port))
+            })
+            .collect();
+        if !failed.is_empty() {
+            self.heading(Style::Bad, "Packet workers that do not run");
+            for line in failed {
+                self.wrapped("  - ", 4, &line);
             }
         }
     }
