@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use arc_swap::ArcSwapOption;
 
 use crate::core::Time;
+use crate::status::{LaneStatus, WorkerStatus};
 
 macro_rules! causes {
     ($($(#[$doc:meta])* $name:ident => $label:literal,)*) => {
@@ -160,6 +161,28 @@ pub(crate) struct WorkerCounters {
     pub(crate) drops: DropCounters,
 }
 
+impl WorkerCounters {
+    pub(crate) fn status(&self, lane: usize, port: u16, failed: Option<String>) -> WorkerStatus {
+        WorkerStatus {
+            lane,
+            port,
+            failed,
+            rx_outer_packets: self.rx_outer_packets.get(),
+            rx_outer_bytes: self.rx_outer_bytes.get(),
+            tx_outer_packets: self.tx_outer_packets.get(),
+            tx_outer_bytes: self.tx_outer_bytes.get(),
+            rx_inner_packets: self.rx_inner_packets.get(),
+            rx_inner_bytes: self.rx_inner_bytes.get(),
+            tx_inner_packets: self.tx_inner_packets.get(),
+            tx_inner_bytes: self.tx_inner_bytes.get(),
+            handshakes: self.handshakes.get(),
+            cookies: self.cookies.get(),
+            ticks: self.ticks.get(),
+            drops: self.drops.read(),
+        }
+    }
+}
+
 /// Written into a [`Counter`] that stands for a time which has not come yet.
 const NEVER: u64 = u64::MAX;
 
@@ -199,11 +222,27 @@ impl Default for TunnelCounters {
 }
 
 impl TunnelCounters {
+    pub(crate) fn status(&self, now: Time, local: usize, remote: usize) -> LaneStatus {
+        LaneStatus {
+            local,
+            remote,
+            endpoint: self.endpoint(),
+            established: self.established(),
+            handshake_age: self.handshake().map(|at| now.since(at)),
+            rtt: self.rtt(),
+            rx_bytes: self.rx_bytes.get(),
+            tx_bytes: self.tx_bytes.get(),
+            rx_packets: self.rx_packets.get(),
+            tx_packets: self.tx_packets.get(),
+            drops: self.drops.read(),
+        }
+    }
+
     pub(crate) fn set_established(&self, established: bool) {
         self.established.store(established, Relaxed);
     }
 
-    pub(crate) fn established(&self) -> bool {
+    fn established(&self) -> bool {
         self.established.load(Relaxed)
     }
 
@@ -211,7 +250,7 @@ impl TunnelCounters {
         self.handshake_at.set(at.as_micros());
     }
 
-    pub(crate) fn handshake(&self) -> Option<Time> {
+    fn handshake(&self) -> Option<Time> {
         Some(self.handshake_at.get()).filter(|&at| at != NEVER).map(Time::from_micros)
     }
 
@@ -219,7 +258,7 @@ impl TunnelCounters {
         self.rtt.set(rtt.as_micros().try_into().unwrap_or(NEVER - 1));
     }
 
-    pub(crate) fn rtt(&self) -> Option<std::time::Duration> {
+    fn rtt(&self) -> Option<std::time::Duration> {
         Some(self.rtt.get()).filter(|&rtt| rtt != NEVER).map(std::time::Duration::from_micros)
     }
 
@@ -227,7 +266,7 @@ impl TunnelCounters {
         self.endpoint.store(endpoint.map(Arc::new));
     }
 
-    pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
+    fn endpoint(&self) -> Option<SocketAddr> {
         self.endpoint.load().as_deref().copied()
     }
 }

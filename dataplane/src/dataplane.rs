@@ -1,13 +1,51 @@
 //! The handle that the agent holds.
 
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use podspan_wire::{LaneKey, MAX_LANES};
+use tracing::{info, warn};
+
+use crate::core::{Config, Core};
+use crate::counters::WorkerCounters;
 use crate::settings::{Settings, StartError};
 use crate::status::Status;
-use crate::table::{TableError, TableSpec};
+use crate::table::{Table, TableError, TableSpec};
+use crate::tun::Queue;
+use crate::worker::{Clock, Command, LaneSocket, Worker};
 
-/// The running packet path: worker threads, one for each lane.
+/// The running packet path: worker threads, one for each lane. Dropping it stops them.
 #[derive(Debug)]
 pub struct Dataplane {
-    _private: (),
+    clock: Clock,
+    own: Vec<LaneKey>,
+    /// The table in force. The lock is held by callers of this type only, never by a worker.
+    table: Mutex<Arc<Table>>,
+    workers: Vec<Handle>,
+}
+
+#[derive(Debug)]
+struct Handle {
+    lane: usize,
+    port: u16,
+    counters: Arc<WorkerCounters>,
+    failed: Arc<OnceLock<String>>,
+    commands: Sender<Command>,
+    wake: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Handle {
+    fn tell(&self, command: Command) {
+        // A worker that has ended takes no commands; `status` tells of it.
+        if self.commands.send(command).is_ok()
+            && let Err(error) = self.wake.write(1)
+        {
+            warn!(lane = self.lane, %error, "cannot wake the packet worker");
+        }
+    }
 }
 
 impl Dataplane {
@@ -16,24 +54,158 @@ impl Dataplane {
     /// # Errors
     /// If the settings cannot be, or the system refuses; nothing is left running.
     pub fn start(settings: Settings) -> Result<Self, StartError> {
-        Err(StartError::Lanes(settings.lanes.len()))
+        let own = check(&settings)?;
+        let clock = Clock::start();
+        // Everything is opened before the first thread runs, so that a refusal leaves nothing behind.
+        let mut opened = Vec::with_capacity(settings.lanes.len());
+        for lane in 0..settings.lanes.len() {
+            let port = settings.port + lane as u16;
+            let socket = LaneSocket::open(lane, port, settings.fwmark)?;
+            opened.push((lane, port, socket));
+        }
+        let mut queues = Vec::with_capacity(opened.len());
+        for _ in &opened {
+            queues.push(Queue::attach(&settings.interface, settings.persist)?);
+        }
+        let mut dataplane = Self { clock, own, table: Mutex::default(), workers: Vec::new() };
+        for (((lane, port, socket), queue), secret) in opened.into_iter().zip(queues).zip(settings.lanes) {
+            let system = |what| move |error| StartError::System { what, error };
+            let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
+                .map_err(|error| system("no eventfd")(error.into()))?;
+            let wake = Arc::new(wake);
+            let mut seed = [0; 8];
+            getrandom::fill(&mut seed)
+                .map_err(|error| system("no random bytes")(std::io::Error::other(error.to_string())))?;
+            let counters = Arc::new(WorkerCounters::default());
+            let failed = Arc::new(OnceLock::new());
+            let (commands, inbox) = channel();
+            let config = Config {
+                lane,
+                secret,
+                handshake_limit: settings.handshake_limit,
+                seed: u64::from_ne_bytes(seed),
+            };
+            let worker = Worker {
+                lane,
+                interface: settings.interface.clone(),
+                persist: settings.persist,
+                clock,
+                core: Core::with_counters(config, Arc::clone(&counters)),
+                counters: Arc::clone(&counters),
+                queue: Some(queue),
+                socket,
+                commands: inbox,
+                wake: Arc::clone(&wake),
+                failed: Arc::clone(&failed),
+            };
+            // Should a later lane fail, dropping `dataplane` stops the ones that run already.
+            let thread = worker.spawn().map_err(system("no thread"))?;
+            dataplane.workers.push(Handle {
+                lane,
+                port,
+                counters,
+                failed,
+                commands,
+                wake,
+                thread: Some(thread),
+            });
+        }
+        let last = settings.port + (dataplane.workers.len() - 1) as u16;
+        info!(
+            interface = settings.interface,
+            lanes = dataplane.workers.len(),
+            first = settings.port,
+            last,
+            "dataplane runs"
+        );
+        Ok(dataplane)
     }
 
-    /// Puts a whole table in force, in place of the one before; safe to repeat. Tunnels whose peer, lanes
-    /// and keys stay the same keep their sessions.
+    /// Puts a whole table in force, in place of the one before; safe to repeat. Tunnels whose key stays
+    /// the same keep their session; a new key makes a new tunnel; what is not listed is gone. Returns
+    /// before the workers have taken it over, which they do at their next turn.
     ///
     /// # Errors
-    /// Names the entries that were left out; everything else is in force.
-    pub fn set_table(&self, _spec: TableSpec) -> Result<(), TableError> {
-        Ok(())
+    /// Names the entries that were left out; **everything else is in force**.
+    pub fn set_table(&self, spec: TableSpec) -> Result<(), TableError> {
+        let mut current = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let (table, rejected) = Table::new(spec, &self.own, &current);
+        let table = Arc::new(table);
+        for worker in &self.workers {
+            worker.tell(Command::Table(Arc::clone(&table)));
+        }
+        *current = table;
+        if rejected.is_empty() { Ok(()) } else { Err(TableError { rejected }) }
     }
 
     /// What the dataplane does at this moment. Holds no worker up.
     #[must_use]
     pub fn status(&self) -> Status {
-        Status::default()
+        let table = Arc::clone(&self.table.lock().unwrap_or_else(PoisonError::into_inner));
+        let workers = self.workers.iter().map(|w| w.counters.status(w.lane, w.port, w.failed.get().cloned()));
+        Status { peers: table.status(self.clock.now()), workers: workers.collect() }
     }
 
     /// Stops the workers and waits for them. The interface stays if it is persistent.
-    pub fn shutdown(self) {}
+    pub fn shutdown(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Dataplane {
+    fn drop(&mut self) {
+        for worker in &self.workers {
+            worker.tell(Command::Stop);
+        }
+        for worker in &mut self.workers {
+            // A panic was caught and told of on the thread itself.
+            let _ = worker.thread.take().map(JoinHandle::join);
+        }
+    }
+}
+
+/// Checks what can be checked before anything is opened; returns the lanes' public keys.
+fn check(settings: &Settings) -> Result<Vec<LaneKey>, StartError> {
+    let lanes = settings.lanes.len();
+    if lanes == 0 || lanes > MAX_LANES {
+        return Err(StartError::Lanes(lanes));
+    }
+    if settings.port == 0 || usize::from(settings.port) + lanes > 65_536 {
+        return Err(StartError::PortRange { port: settings.port, lanes });
+    }
+    let own: Vec<LaneKey> = settings.lanes.iter().map(crate::LaneSecret::public).collect();
+    for (i, key) in own.iter().enumerate() {
+        if let Some(j) = own[..i].iter().position(|earlier| earlier == key) {
+            return Err(StartError::SameKey(j, i));
+        }
+    }
+    Ok(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LaneSecret;
+
+    fn settings(port: u16, keys: &[u8]) -> Settings {
+        Settings {
+            interface: "podspan0".into(),
+            port,
+            fwmark: 0,
+            lanes: keys.iter().map(|&n| LaneSecret::from_bytes([n; 32])).collect(),
+            persist: false,
+            handshake_limit: crate::DEFAULT_HANDSHAKE_LIMIT,
+        }
+    }
+
+    #[test]
+    fn settings_that_cannot_be_are_refused_before_anything_is_opened() {
+        assert!(matches!(check(&settings(51840, &[])), Err(StartError::Lanes(0))));
+        assert!(matches!(check(&settings(51840, &[1; 65])), Err(StartError::Lanes(65))));
+        assert!(matches!(check(&settings(0, &[1])), Err(StartError::PortRange { .. })));
+        let error = check(&settings(65535, &[1, 2])).unwrap_err().to_string();
+        assert!(error.contains("from 1 to 65534"), "{error}");
+        assert!(matches!(check(&settings(51840, &[1, 2, 1])), Err(StartError::SameKey(0, 2))));
+        assert_eq!(check(&settings(65534, &[1, 2])).unwrap().len(), 2);
+    }
 }

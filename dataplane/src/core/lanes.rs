@@ -22,9 +22,11 @@ pub fn pairs(n_a: usize, n_b: usize) -> impl Iterator<Item = (usize, usize)> {
 mod tests {
     use super::*;
 
+    type Row<'a> = (usize, usize, &'a [(usize, usize)]);
+
     #[test]
     fn pairs_by_table() {
-        let table: [(usize, usize, &[(usize, usize)]); 6] = [
+        let table: [Row<'_>; 6] = [
             (1, 1, &[(0, 0)]),
             (1, 4, &[(0, 0), (0, 1), (0, 2), (0, 3)]),
             (4, 2, &[(0, 0), (1, 1), (2, 0), (3, 1)]),

@@ -1,5 +1,210 @@
-//! The core: packets and time in, packets out; no socket, no clock, no thread.
+//! The core of one worker: packets and time go in, packets come out. No socket, no clock, no thread, no
+//! randomness of its own; the only clock behind it is boringtun's, fenced in `noise`.
+//!
+//! # The way of a packet out
+//!
+//! ```text
+//! handle_tun ─► Header::parse ─► unicast? ─► Table::route (longest prefix)
+//!                                                 │
+//!    owner's tunnel is up ────────────────────────┤ send there
+//!    else gateways whose tunnel is up ────────────┤ rendezvous hash of the flow
+//!    else the owner, if there is an address ──────┤ queue, shake hands
+//!    else any gateway with an address ────────────┘ rendezvous hash; queue, shake hands
+//!                                                 ▼
+//!                              Tunnel::send ─► Noise::seal ─► Sink::send
+//! ```
+//!
+//! # The way of a packet in
+//!
+//! ```text
+//! handle_udp ─► Kind::of ─► data ───────► tunnel by index ─► Noise::open ─► Header::parse
+//!                  │                          │                               │
+//!                  │                          │ none: handshake with whoever  ▼
+//!                  │                          │ has this endpoint   source is the peer's by longest
+//!                  │                          ▼                     prefix, destination is unicast?
+//!                  │                        drop                              │
+//!                  └► handshake ─► Door::check ─► bounded queue ─► ...        ▼
+//!                                  (MAC, cookie)   after the data          Sink::deliver
+//! ```
+//!
+//! # Contract
+//!
+//! - Times given to the `handle_*` functions never decrease.
+//! - [`Core::handle_timeout`] is called when [`Core::poll_timeout`] says so, or soon after.
+//! - The work of one call is bounded: by the batch, and by [`TURN`] for handshakes and timers. What is
+//!   left over makes `poll_timeout` return a time that has passed.
+//! - Memory is bounded: `WORKER_QUEUE_BYTES` of packets and [`HANDSHAKE_QUEUE`] handshakes wait at most.
+
+mod inbound;
+pub(crate) mod io;
 pub mod lanes;
+mod noise;
+mod outbound;
+pub(crate) mod packet;
+mod peers;
 pub(crate) mod rendezvous;
 mod time;
+mod timers;
+mod tunnel;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use podspan_wire::LaneKey;
+
+pub use io::{BATCH, Batch, MAX_DATAGRAM, OVERHEAD, Sink};
 pub use time::Time;
+
+use crate::counters::WorkerCounters;
+use crate::secret::LaneSecret;
+use crate::status::WorkerStatus;
+use crate::table::Table;
+use inbound::Handshake;
+use noise::Door;
+use timers::{Jitter, Timers};
+use tunnel::Tunnel;
+
+/// Handshakes and, apart from them, due tunnels that one call works on: some 5 ms of key exchanges.
+pub const TURN: usize = 32;
+
+/// Handshakes that wait to be worked on, at most (about 180 KB).
+pub const HANDSHAKE_QUEUE: usize = 1024;
+
+/// The front door's limiter counts by seconds.
+const DOOR_TICK: Duration = Duration::from_secs(1);
+
+/// What a core is made with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Index of the lane.
+    pub lane: usize,
+    /// The lane's secret.
+    pub secret: LaneSecret,
+    /// Handshakes per second before cookies are asked for.
+    pub handshake_limit: u64,
+    /// Seeds the jitter of timers and the mask of indices: random, so that a node that starts again does
+    /// not take packets of its earlier life for its own.
+    pub seed: u64,
+}
+
+/// What tunnels share.
+struct Shared {
+    door: Door,
+    counters: Arc<WorkerCounters>,
+    queued_bytes: usize,
+}
+
+/// The tunnels of one peer on this worker.
+#[derive(Default)]
+struct PeerSlots {
+    /// The one to send through comes first, then those through which the peer sends.
+    slots: Vec<u32>,
+}
+
+/// One worker's packet path. See the module's documentation for the contract.
+pub struct Core {
+    lane: usize,
+    shared: Shared,
+    table: Arc<Table>,
+    tunnels: Vec<Option<Tunnel>>,
+    /// Slots that were given up, the longest unused first: their indices rest before they come back.
+    free: VecDeque<u32>,
+    /// A slot and the index that peers know are one exclusive or apart.
+    mask: u32,
+    by_peer: Vec<PeerSlots>,
+    by_key: HashMap<LaneKey, u32>,
+    /// Who may be behind an address: current, learned and published endpoints.
+    by_endpoint: HashMap<SocketAddr, u32>,
+    timers: Timers,
+    jitter: Jitter,
+    handshakes: VecDeque<Handshake>,
+    door_tick: Time,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core")
+            .field("lane", &self.lane)
+            .field("tunnels", &self.by_key.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    /// A core with an empty table.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self::with_counters(config, Arc::default())
+    }
+
+    pub(crate) fn with_counters(config: Config, counters: Arc<WorkerCounters>) -> Self {
+        let mut jitter = Jitter::new(config.seed);
+        Self {
+            lane: config.lane,
+            shared: Shared {
+                door: Door::new(config.secret, config.handshake_limit),
+                counters,
+                queued_bytes: 0,
+            },
+            table: Arc::default(),
+            tunnels: Vec::new(),
+            free: VecDeque::new(),
+            mask: jitter.next() as u32 & 0x00ff_ffff,
+            by_peer: Vec::new(),
+            by_key: HashMap::new(),
+            by_endpoint: HashMap::new(),
+            timers: Timers::default(),
+            jitter,
+            handshakes: VecDeque::new(),
+            door_tick: Time::default(),
+        }
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called, if nothing else happens; never, for a core whose
+    /// tunnels all sleep.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        if self.handshakes.is_empty() { self.timers.next() } else { Some(Time::default()) }
+    }
+
+    /// Looks after what is due: timers of tunnels, and handshakes left over.
+    pub fn handle_timeout(&mut self, now: Time, sink: &mut impl Sink) {
+        self.tick_door(now);
+        self.work_on_handshakes(now, sink);
+        for _ in 0..TURN {
+            let Some((at, slot)) = self.timers.pop(now) else { break };
+            let Some(Some(tunnel)) = self.tunnels.get_mut(slot as usize) else { continue };
+            if tunnel.due != Some(at) {
+                continue;
+            }
+            tunnel.due = None;
+            let next = tunnel.tick(now, &mut self.jitter, &mut self.shared, sink);
+            self.schedule(slot, next);
+        }
+    }
+
+    fn tick_door(&mut self, now: Time) {
+        if now.since(self.door_tick) >= DOOR_TICK {
+            self.door_tick = now;
+            self.shared.door.tick();
+        }
+    }
+
+    /// Makes the tunnel in `slot` due at `at`, unless it is so earlier.
+    fn schedule(&mut self, slot: u32, at: Option<Time>) {
+        let Some(at) = at else { return };
+        let Some(Some(tunnel)) = self.tunnels.get_mut(slot as usize) else { return };
+        if tunnel.due.is_none_or(|due| at < due) {
+            tunnel.due = Some(at);
+            self.timers.push(at, slot);
+        }
+    }
+
+    /// What the core has counted so far, for a worker on `port`.
+    #[must_use]
+    pub fn status(&self, port: u16) -> WorkerStatus {
+        self.shared.counters.status(self.lane, port, None)
+    }
+}

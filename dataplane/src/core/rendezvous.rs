@@ -75,13 +75,12 @@ mod tests {
     #[test]
     fn the_choice_never_changes_between_versions() {
         // A mixed cluster set must agree: these values are part of the protocol between lanes and restarts.
-        assert_eq!(seed(b"beta/node-1"), seed(b"beta/node-1"));
         assert_ne!(seed(b"beta/node-1"), seed(b"beta/node-10"));
         let picks: Vec<_> = (0..12).map(|n| choose(fold(0, n), candidates(3).into_iter()).unwrap()).collect();
         assert_eq!(picks, PICKS);
     }
 
-    const PICKS: [usize; 12] = [0; 12];
+    const PICKS: [usize; 12] = [1, 2, 2, 0, 1, 0, 2, 2, 2, 1, 1, 0];
 
     #[test]
     fn nobody_is_chosen_from_nobody() {

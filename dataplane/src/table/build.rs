@@ -23,7 +23,7 @@ pub(crate) fn build(spec: TableSpec, own: &[LaneKey], before: &Table) -> (Table,
             rejected.push(Rejected::DuplicatePeer(peer.id));
             continue;
         }
-        if let Err(why) = check_lanes(&peer, own, &keys, &known) {
+        if let Some(why) = fault(&peer, own, &keys, &known) {
             rejected.push(why);
             continue;
         }
@@ -76,35 +76,36 @@ pub(crate) fn build(spec: TableSpec, own: &[LaneKey], before: &Table) -> (Table,
     (table, rejected)
 }
 
-fn check_lanes(
+/// What is wrong with a peer's lanes, if anything is.
+fn fault(
     peer: &PeerSpec,
     own: &[LaneKey],
     keys: &HashMap<LaneKey, NodeId>,
     known: &HashSet<LaneKey>,
-) -> Result<(), Rejected> {
+) -> Option<Rejected> {
     let id = || peer.id.clone();
     if peer.lanes.is_empty() || peer.lanes.len() > MAX_LANES {
-        return Err(Rejected::Lanes { id: id(), lanes: peer.lanes.len() });
+        return Some(Rejected::Lanes { id: id(), lanes: peer.lanes.len() });
     }
     for (lane, entry) in peer.lanes.iter().enumerate() {
         let key = entry.key;
         if entry.port == 0 {
-            return Err(Rejected::Port { id: id(), lane });
+            return Some(Rejected::Port { id: id(), lane });
         }
         if own.contains(&key) {
-            return Err(Rejected::OwnKey { id: id(), lane, key });
+            return Some(Rejected::OwnKey { id: id(), lane, key });
         }
         if let Some(other) = keys.get(&key) {
-            return Err(Rejected::DuplicateKey { id: id(), lane, key, other: other.clone() });
+            return Some(Rejected::DuplicateKey { id: id(), lane, key, other: other.clone() });
         }
         if peer.lanes[..lane].iter().any(|earlier| earlier.key == key) {
-            return Err(Rejected::DuplicateKey { id: id(), lane, key, other: id() });
+            return Some(Rejected::DuplicateKey { id: id(), lane, key, other: id() });
         }
         if !known.contains(&key) && is_weak(key) {
-            return Err(Rejected::WeakKey { id: id(), lane, key });
+            return Some(Rejected::WeakKey { id: id(), lane, key });
         }
     }
-    Ok(())
+    None
 }
 
 /// Whether every exchange with `key` gives zero (RFC 7748 section 6.1): any scalar shows it.

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use podspan_wire::{Cidr, Lane, LaneKey, NodeId};
 
+use crate::core::Time;
 use crate::counters::TunnelCounters;
+use crate::status::PeerStatus;
 pub(crate) use build::build;
 pub(crate) use lookup::Lookup;
 
@@ -219,6 +221,15 @@ impl Table {
     #[must_use]
     pub fn new(spec: TableSpec, own: &[LaneKey], before: &Self) -> (Self, Vec<Rejected>) {
         build(spec, own, before)
+    }
+
+    /// What the workers have told of the peers' tunnels, as of `now`.
+    #[must_use]
+    pub fn status(&self, now: Time) -> Vec<PeerStatus> {
+        let lanes = |peer: &Peer| {
+            peer.tunnels.iter().map(|t| t.counters.status(now, t.local, t.remote)).collect::<Vec<_>>()
+        };
+        self.peers.iter().map(|peer| PeerStatus { id: peer.spec.id.clone(), lanes: lanes(peer) }).collect()
     }
 
     /// The route of the longest prefix that holds `address`.

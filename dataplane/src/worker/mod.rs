@@ -1,1 +1,263 @@
-//! Joins the core to the kernel.
+//! A worker: one thread that joins a [`Core`] to a TUN queue and a UDP socket.
+//!
+//! ```text
+//!          ┌───────────────────────── ppoll ◄──────────────────────┐
+//!          ▼                                                       │
+//!   control (eventfd): tables, stop                                │
+//!   UDP: up to BATCH datagrams ─► Core::handle_udp ─► TUN, UDP     │
+//!   TUN: up to BATCH packets ───► Core::handle_tun ─► UDP          │
+//!   due? ───────────────────────► Core::handle_timeout ─► UDP ─────┘
+//! ```
+//!
+//! Both sides get one batch in each turn, so neither starves the other. Errors of the kernel are counted
+//! and survived; an interface that was deleted is made anew. When offloads come, they fit in here: more
+//! packets for each system call, the same batches for the core.
+
+mod sink;
+mod socket;
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use std::{io, panic, thread};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::eventfd::EventFd;
+use nix::sys::time::TimeSpec;
+use tracing::{error, info, warn};
+
+use crate::core::{BATCH, Batch, Core, Time};
+use crate::counters::{DropCause, WorkerCounters};
+use crate::table::Table;
+use crate::tun::Queue;
+use sink::{Buffers, Kernel};
+pub(crate) use socket::LaneSocket;
+
+/// Between two attempts to make an interface anew that was deleted.
+const REATTACH: Duration = Duration::from_secs(1);
+
+/// How long an interface that is down, or a socket that only gives errors, is left alone: it would
+/// report itself ready all the time.
+const REST: Duration = Duration::from_millis(50);
+
+/// What a worker is told.
+pub(crate) enum Command {
+    Table(Arc<Table>),
+    Stop,
+}
+
+/// The clock that all workers share.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(crate) fn now(self) -> Time {
+        Time::default() + self.0.elapsed()
+    }
+}
+
+pub(crate) struct Worker {
+    pub(crate) lane: usize,
+    pub(crate) interface: String,
+    pub(crate) persist: bool,
+    pub(crate) clock: Clock,
+    pub(crate) core: Core,
+    pub(crate) counters: Arc<WorkerCounters>,
+    pub(crate) queue: Option<Queue>,
+    pub(crate) socket: LaneSocket,
+    pub(crate) commands: Receiver<Command>,
+    pub(crate) wake: Arc<EventFd>,
+    /// Filled if the worker ends without having been told to.
+    pub(crate) failed: Arc<OnceLock<String>>,
+}
+
+/// What is to be done in this turn.
+#[derive(Default)]
+struct Ready {
+    control: bool,
+    socket: bool,
+    queue: bool,
+    /// The queue reported an error instead of packets.
+    queue_failed: bool,
+}
+
+/// Until when a descriptor that only gives errors is left alone.
+#[derive(Default)]
+struct Rests {
+    socket: Option<Time>,
+    queue: Option<Time>,
+}
+
+impl Worker {
+    /// Starts the thread.
+    pub(crate) fn spawn(self) -> io::Result<thread::JoinHandle<()>> {
+        thread::Builder::new().name(format!("podspan-lane{}", self.lane)).spawn(move || {
+            let (lane, failed) = (self.lane, Arc::clone(&self.failed));
+            // A worker that ends silently would look like a network that eats packets.
+            let why = match panic::catch_unwind(panic::AssertUnwindSafe(|| self.run())) {
+                Ok(Ok(())) => return,
+                Ok(Err(why)) => why,
+                Err(payload) => {
+                    let text = payload.downcast_ref::<&str>().map(|s| (*s).to_owned());
+                    let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
+                    format!("bug: the worker panicked: {}", text.unwrap_or_else(|| "no message".into()))
+                }
+            };
+            error!(lane, why, "a packet worker has ended: restart the agent");
+            let _ = failed.set(why);
+        })
+    }
+
+    fn run(mut self) -> Result<(), String> {
+        let mut buffers = Buffers::default();
+        let mut datagrams = Batch::<SocketAddr>::default();
+        let mut packets = Batch::<()>::default();
+        let mut rests = Rests::default();
+        let mut reattach_at = Time::default();
+        loop {
+            let now = self.clock.now();
+            if self.queue.is_none() && now >= reattach_at {
+                reattach_at = now + REATTACH;
+                self.reattach();
+            }
+            rests.socket = rests.socket.filter(|&until| now < until);
+            rests.queue = rests.queue.filter(|&until| now < until);
+            let ready = self.wait(&rests, reattach_at).map_err(|error| format!("cannot poll: {error}"))?;
+
+            let now = self.clock.now();
+            if ready.control && !self.obey(now) {
+                return Ok(());
+            }
+            if ready.socket && self.read_socket(&mut datagrams) {
+                rests.socket = Some(now + REST);
+            }
+            if ready.queue && self.read_queue(&mut packets, ready.queue_failed) {
+                rests.queue = Some(now + REST);
+            }
+            let mut kernel =
+                Kernel { socket: &self.socket, queue: self.queue.as_ref(), buffers: &mut buffers };
+            self.core.handle_udp(now, &datagrams, &mut kernel);
+            self.core.handle_tun(now, &packets, &mut kernel);
+            datagrams.clear();
+            packets.clear();
+            if self.core.poll_timeout().is_some_and(|at| at <= now) {
+                self.core.handle_timeout(now, &mut kernel);
+            }
+        }
+    }
+
+    /// Waits until something is to be done.
+    fn wait(&self, rests: &Rests, reattach_at: Time) -> nix::Result<Ready> {
+        let reattach = self.queue.is_none().then_some(reattach_at);
+        let until =
+            [self.core.poll_timeout(), rests.socket, rests.queue, reattach].into_iter().flatten().min();
+        let timeout = until.map(|at| TimeSpec::from(at.since(self.clock.now())));
+
+        // Who is not waited for has the control's descriptor in its place: an empty set of events would
+        // still report errors.
+        let control = || PollFd::new(self.wake.as_fd(), PollFlags::POLLIN);
+        let socket = rests.socket.is_none();
+        let queue = self.queue.as_ref().filter(|_| rests.queue.is_none());
+        let mut fds = [
+            control(),
+            if socket { PollFd::new(self.socket.as_fd(), PollFlags::POLLIN) } else { control() },
+            queue.map_or_else(control, |queue| PollFd::new(queue.as_fd(), PollFlags::POLLIN)),
+        ];
+        match ppoll(&mut fds, timeout, None) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(Ready::default()),
+            Err(error) => return Err(error),
+        }
+        let events = |i: usize| fds[i].revents().unwrap_or(PollFlags::empty());
+        Ok(Ready {
+            control: !events(0).is_empty(),
+            socket: socket && !events(1).is_empty(),
+            queue: queue.is_some() && !events(2).is_empty(),
+            queue_failed: events(2).contains(PollFlags::POLLERR),
+        })
+    }
+
+    /// Does what it was told; `false` if that was to stop.
+    fn obey(&mut self, now: Time) -> bool {
+        // Nothing to read means that somebody else's wake-up was taken with an earlier one.
+        let _ = self.wake.read();
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Table(table)) => self.core.set_table(now, table),
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => return true,
+            }
+        }
+    }
+
+    /// Reads one batch; returns whether the socket needs a rest.
+    fn read_socket(&mut self, batch: &mut Batch<SocketAddr>) -> bool {
+        let mut errors = 0;
+        while let Some(room) = batch.room() {
+            match self.socket.receive(room) {
+                Ok((length, from)) => batch.push(from, length),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // An error that an earlier packet brought about is reported once, then the queue goes on.
+                Err(_) => {
+                    self.counters.drops.count(DropCause::ReceiveFailed);
+                    errors += 1;
+                    if errors >= BATCH {
+                        return true;
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    /// Reads one batch; returns whether the queue needs a rest.
+    fn read_queue(&mut self, batch: &mut Batch<()>, failed: bool) -> bool {
+        let Some(queue) = &self.queue else { return false };
+        while let Some(room) = batch.room() {
+            match queue.read(room) {
+                Ok(length) => batch.push((), length),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => return failed && batch.is_empty(),
+                    Some(libc::EINTR) => {}
+                    Some(libc::EBADFD | libc::ENODEV) => {
+                        self.counters.drops.count(DropCause::TunReadFailed);
+                        warn!(
+                            lane = self.lane,
+                            interface = self.interface,
+                            "the interface was deleted; it is made anew"
+                        );
+                        self.queue = None;
+                        return false;
+                    }
+                    // EIO: the link is down; the agent may set it up at any time.
+                    _ => {
+                        self.counters.drops.count(DropCause::TunReadFailed);
+                        return true;
+                    }
+                },
+            }
+        }
+        false
+    }
+
+    fn reattach(&mut self) {
+        match Queue::attach(&self.interface, self.persist) {
+            Ok(queue) => {
+                info!(lane = self.lane, interface = self.interface, "attached to the interface again");
+                self.queue = Some(queue);
+            }
+            Err(error) => {
+                self.counters.drops.count(DropCause::TunReadFailed);
+                warn!(lane = self.lane, %error, "cannot attach to the interface; trying again");
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! From the network to the TUN.
+
+use std::net::SocketAddr;
+
+use super::io::{Batch, Sink};
+use super::noise::{Kind, MAX_HANDSHAKE, Opened, Refused};
+use super::packet::{Header, is_forwardable};
+use super::{Core, HANDSHAKE_QUEUE, TURN, Time};
+use crate::counters::DropCause;
+
+/// A handshake message that waits its turn.
+pub(super) struct Handshake {
+    from: SocketAddr,
+    kind: Kind,
+    length: usize,
+    bytes: [u8; MAX_HANDSHAKE],
+}
+
+impl Core {
+    /// Takes datagrams in: data first, all of it, then some handshakes, so that whoever sends these in
+    /// masses slows nobody's session down.
+    pub fn handle_udp(&mut self, now: Time, batch: &Batch<SocketAddr>, sink: &mut impl Sink) {
+        self.tick_door(now);
+        let counters = &self.shared.counters;
+        counters.rx_outer_packets.add(batch.len() as u64);
+        counters.rx_outer_bytes.add(batch.iter().map(|(_, datagram)| datagram.len() as u64).sum());
+        for (&from, datagram) in batch.iter() {
+            let from = super::peers::canonical(from);
+            let result = match Kind::of(datagram) {
+                None => Err(DropCause::Malformed),
+                Some(Kind::Data(index)) => self.handle_data(now, from, index, datagram, sink),
+                Some(kind) => self.enqueue_handshake(from, kind, datagram, sink),
+            };
+            if let Err(cause) = result {
+                self.shared.counters.drops.count(cause);
+            }
+        }
+        self.work_on_handshakes(now, sink);
+    }
+
+    fn slot_of(&self, index: u32) -> Option<u32> {
+        let slot = index ^ self.mask;
+        self.tunnels.get(slot as usize)?.as_ref().map(|_| slot)
+    }
+
+    /// An error is charged to the worker; what the tunnel is charged with it counts itself.
+    fn handle_data(
+        &mut self,
+        now: Time,
+        from: SocketAddr,
+        index: u32,
+        datagram: &[u8],
+        sink: &mut impl Sink,
+    ) -> Result<(), DropCause> {
+        let Some(slot) = self.slot_of(index) else {
+            self.poke(now, from);
+            return Err(DropCause::UnknownSession);
+        };
+        let Some(tunnel) = &mut self.tunnels[slot as usize] else { return Err(DropCause::UnknownSession) };
+        let before = tunnel.endpoint;
+        let (opened, confirmed) = match tunnel.open(now, from, datagram, sink) {
+            Ok(opened) => opened,
+            Err(cause) => {
+                // Anybody may send with this index: the peer is charged only with what it really sent.
+                let proven = cause == DropCause::Replay && before == Some(from);
+                if cause == DropCause::UnknownSession || cause == DropCause::Unauthenticated {
+                    self.poke(now, from);
+                }
+                if proven && let Some(Some(tunnel)) = self.tunnels.get(slot as usize) {
+                    tunnel.profile.counters.drops.count(cause);
+                    return Ok(());
+                }
+                return Err(cause);
+            }
+        };
+        if before != Some(from) {
+            self.follow_endpoint(slot, before);
+        }
+        let delivered = match opened {
+            Opened::Keepalive => Ok(0),
+            Opened::NotIp => Err(DropCause::Malformed),
+            Opened::Packet(length) => self.deliver(slot, length, sink),
+        };
+        let Some(tunnel) = &mut self.tunnels[slot as usize] else { return Ok(()) };
+        match delivered {
+            Ok(0) => {}
+            Ok(length) => {
+                tunnel.profile.counters.rx_packets.add(1);
+                tunnel.profile.counters.rx_bytes.add(length as u64);
+            }
+            Err(cause) => tunnel.profile.counters.drops.count(cause),
+        }
+        if confirmed {
+            tunnel.after_open(now, &mut self.shared, sink);
+            let due = tunnel.next_tick(now, true);
+            self.schedule(slot, due);
+        }
+        Ok(())
+    }
+
+    /// Passes the opened packet in the sink's room on, if the peer may send it. Returns its length.
+    fn deliver(&self, slot: u32, length: usize, sink: &mut impl Sink) -> Result<usize, DropCause> {
+        let Some(Some(tunnel)) = self.tunnels.get(slot as usize) else {
+            return Err(DropCause::UnknownSession);
+        };
+        let header = Header::parse(&sink.packet(length)[..length]).ok_or(DropCause::Malformed)?;
+        let route = self.table.route(header.source).ok_or(DropCause::SourceMismatch)?;
+        if !route.may_send(tunnel.profile.peer) {
+            return Err(DropCause::SourceMismatch);
+        }
+        if !is_forwardable(header.destination) {
+            return Err(DropCause::NotUnicast);
+        }
+        sink.deliver(header.length)?;
+        self.shared.counters.rx_inner_packets.add(1);
+        self.shared.counters.rx_inner_bytes.add(header.length as u64);
+        Ok(header.length)
+    }
+
+    /// Somebody uses a session that is not known here. If a peer lives at that address, this node may have
+    /// lost the session in a restart: shake hands, so that the peer need not wait for its timers.
+    fn poke(&mut self, now: Time, from: SocketAddr) {
+        let Some(&slot) = self.by_endpoint.get(&from) else { return };
+        let Some(Some(tunnel)) = self.tunnels.get_mut(slot as usize) else { return };
+        if tunnel.poke(now) {
+            self.schedule(slot, Some(now));
+        }
+    }
+
+    fn enqueue_handshake(
+        &mut self,
+        from: SocketAddr,
+        kind: Kind,
+        message: &[u8],
+        sink: &mut impl Sink,
+    ) -> Result<(), DropCause> {
+        if !matches!(kind, Kind::Cookie(_)) {
+            match self.shared.door.check(from.ip(), message, sink.datagram(MAX_HANDSHAKE)) {
+                Ok(()) => {}
+                Err(Refused::Drop(cause)) => return Err(cause),
+                Err(Refused::Cookie(length)) => {
+                    self.shared.counters.cookies.add(1);
+                    sink.send(length, from)?;
+                    self.shared.counters.tx_outer_packets.add(1);
+                    self.shared.counters.tx_outer_bytes.add(length as u64);
+                    return Err(DropCause::UnderLoad);
+                }
+            }
+        }
+        if self.handshakes.len() >= HANDSHAKE_QUEUE {
+            return Err(DropCause::QueueFull);
+        }
+        let mut bytes = [0; MAX_HANDSHAKE];
+        bytes[..message.len()].copy_from_slice(message);
+        self.handshakes.push_back(Handshake { from, kind, length: message.len(), bytes });
+        Ok(())
+    }
+
+    pub(super) fn work_on_handshakes(&mut self, now: Time, sink: &mut impl Sink) {
+        for _ in 0..TURN {
+            let Some(handshake) = self.handshakes.pop_front() else { break };
+            if let Err(cause) = self.shake(now, &handshake, sink) {
+                self.shared.counters.drops.count(cause);
+            }
+        }
+    }
+
+    fn shake(&mut self, now: Time, handshake: &Handshake, sink: &mut impl Sink) -> Result<(), DropCause> {
+        let message = &handshake.bytes[..handshake.length];
+        let slot = match handshake.kind {
+            Kind::Initiation => {
+                let key = self.shared.door.initiator(message).ok_or(DropCause::Unauthenticated)?;
+                *self.by_key.get(&key).ok_or(DropCause::UnknownPeer)?
+            }
+            Kind::Response(index) | Kind::Cookie(index) | Kind::Data(index) => {
+                self.slot_of(index).ok_or(DropCause::UnknownSession)?
+            }
+        };
+        let Some(tunnel) = &mut self.tunnels[slot as usize] else { return Err(DropCause::UnknownSession) };
+        let before = tunnel.endpoint;
+        tunnel.shake(now, handshake.from, handshake.kind, message, &mut self.shared, sink)?;
+        let due = tunnel.next_tick(now, true);
+        self.schedule(slot, due);
+        self.follow_endpoint(slot, before);
+        Ok(())
+    }
+}

@@ -1,0 +1,585 @@
+//! One tunnel: a lane of this node and a lane of a peer.
+//!
+//! ```text
+//!            packet to send, dial,                 response taken,
+//!            unknown session                       or confirmed by data
+//!  asleep ───────────────────────► shaking hands ───────────────────────► session
+//!    ▲  no tick, no timer,           one attempt each 1 to 15 s,            │ tick each 250 ms
+//!    │  no boringtun state           endpoints in turn                      │ or 1 s; rekeyed
+//!    └───────────────── given up, and not wanted ◄──────────────────────────┘ expired after 180 s
+//! ```
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use podspan_wire::{LaneKey, NodeId};
+use tracing::{debug, info};
+
+use super::io::{MAX_DATAGRAM, OVERHEAD, Sink};
+use super::noise::{Door, Kind, MAX_HANDSHAKE, Noise, Opened, Shaken, Tick};
+use super::timers::Jitter;
+use super::{Shared, Time};
+use crate::counters::{DropCause, TunnelCounters};
+use crate::table::PeerIndex;
+
+/// A peer that was sent something and kept silent for so long is not trusted with packets while there is
+/// another way: the keepalive it owes is due after 10 s, and 5 s are allowed on top (WireGuard paper,
+/// sections 6.1 and 6.5: KEEPALIVE_TIMEOUT + REKEY_TIMEOUT).
+pub(crate) const SILENCE: Duration = Duration::from_secs(15);
+/// Between two attempts at a handshake (WireGuard paper, section 6.1: REKEY_TIMEOUT).
+const RETRY: Duration = Duration::from_secs(5);
+/// Between two attempts as long as some known endpoint was not tried at all.
+const FIRST_ROUND: Duration = Duration::from_secs(1);
+/// The longest wait between attempts at a peer that does not answer.
+const MAX_RETRY: Duration = Duration::from_secs(15);
+/// Added to each wait, so that peers do not fall into step; the least of it also keeps the wait safely
+/// over REKEY_TIMEOUT, before which boringtun would not try again.
+const JITTER: Duration = Duration::from_millis(333);
+/// How long packets make a tunnel try (WireGuard paper, section 6.1: REKEY_ATTEMPT_TIME).
+const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a hint makes it try: an endpoint from an earlier life, or a packet of a session that is gone.
+const SHORT_PATIENCE: Duration = Duration::from_secs(14);
+/// The age at which a session that is to be kept is renewed (WireGuard paper, section 6.1:
+/// REKEY_AFTER_TIME) by the end that began it.
+const REKEY: Duration = Duration::from_secs(120);
+/// The same by the other end, in case the first does not: well before REJECT_AFTER_TIME, 180 s.
+const REKEY_AS_RESPONDER: Duration = Duration::from_secs(150);
+/// After this a session is worth nothing (WireGuard paper, section 6.1: REJECT_AFTER_TIME).
+const REJECT: Duration = Duration::from_secs(180);
+/// Between ticks of a tunnel that carries packets, and of one that does not.
+const TICK: Duration = Duration::from_millis(250);
+const IDLE_TICK: Duration = Duration::from_secs(1);
+/// An unknown session makes a tunnel try a handshake at most so often.
+const POKE: Duration = Duration::from_secs(1);
+
+/// Packets that wait for a tunnel's handshake, at most; the oldest gives way to the newest.
+pub(crate) const TUNNEL_QUEUE: usize = 64;
+/// Bytes that wait for handshakes on one worker, at most, whatever the number of tunnels.
+pub(crate) const WORKER_QUEUE_BYTES: usize = 8 << 20;
+/// A packet that has waited for longer is worth nothing to who sent it.
+const QUEUE_TIME: Duration = Duration::from_secs(3);
+
+/// What a table says of a tunnel.
+#[derive(Debug)]
+pub(crate) struct Profile {
+    pub(crate) peer: PeerIndex,
+    pub(crate) id: NodeId,
+    pub(crate) remote: usize,
+    /// Endpoints to try: learned ones first, then published ones, none twice.
+    pub(crate) candidates: Vec<SocketAddr>,
+    pub(crate) dial: bool,
+    pub(crate) keepalive: Option<Duration>,
+    pub(crate) counters: Arc<TunnelCounters>,
+}
+
+impl Profile {
+    /// Whether the tunnel is to be up without anybody sending through it.
+    fn wanted(&self) -> bool {
+        self.dial || self.keepalive.is_some()
+    }
+}
+
+struct Queued {
+    at: Time,
+    packet: Box<[u8]>,
+}
+
+pub(crate) struct Tunnel {
+    pub(crate) key: LaneKey,
+    pub(crate) profile: Profile,
+    index: u32,
+    /// Made when it is first needed: a peer that is never heard of costs no key exchange and no memory.
+    noise: Option<Box<Noise>>,
+    /// The address that last authenticated.
+    pub(crate) endpoint: Option<SocketAddr>,
+    /// When it is to be looked at; the truth about what is in [`super::timers::Timers`].
+    pub(crate) due: Option<Time>,
+    ticked: Option<Time>,
+    /// Whether a packet went either way since the last tick.
+    active: bool,
+    sent: Time,
+    /// Since when data has been sent without anything heard.
+    unanswered: Option<Time>,
+    session: Option<Time>,
+    initiator: bool,
+    /// Since when handshakes are tried without success.
+    shaking: Option<Time>,
+    initiated: Time,
+    attempts: usize,
+    retry_at: Time,
+    /// Until when they are tried, unless the tunnel is wanted.
+    patience: Time,
+    poked: Option<Time>,
+    /// Try a handshake at the next tick, come what may.
+    force: bool,
+    queue: VecDeque<Queued>,
+    was_up: bool,
+}
+
+impl Tunnel {
+    pub(crate) fn new(key: LaneKey, index: u32, profile: Profile) -> Self {
+        Self {
+            key,
+            profile,
+            index,
+            noise: None,
+            endpoint: None,
+            due: None,
+            ticked: None,
+            active: false,
+            sent: Time::default(),
+            unanswered: None,
+            session: None,
+            initiator: false,
+            shaking: None,
+            initiated: Time::default(),
+            attempts: 0,
+            retry_at: Time::default(),
+            patience: Time::default(),
+            poked: None,
+            force: false,
+            queue: VecDeque::new(),
+            was_up: false,
+        }
+    }
+
+    fn noise(&mut self, door: &Door) -> &mut Noise {
+        self.noise.get_or_insert_with(|| Box::new(Noise::new(door, self.key, self.index)))
+    }
+
+    fn has_session(&self) -> bool {
+        self.noise.as_ref().is_some_and(|noise| noise.has_session())
+    }
+
+    /// Whether packets may be trusted to it: there is a session, and the peer is not silent.
+    pub(crate) fn is_up(&self, now: Time) -> bool {
+        self.has_session() && self.unanswered.is_none_or(|since| now.since(since) < SILENCE)
+    }
+
+    /// Whether there is an address to try.
+    pub(crate) fn is_dialable(&self) -> bool {
+        self.endpoint.is_some() || !self.profile.candidates.is_empty()
+    }
+
+    /// Starts a tunnel's life; returns whether it is to be looked at.
+    pub(crate) fn begin(&mut self, now: Time) -> bool {
+        self.retry_at = now;
+        self.profile.wanted()
+    }
+
+    /// Takes over what a new table says. Returns when it wants to be looked at, if that changed.
+    pub(crate) fn update(&mut self, now: Time, profile: Profile) -> Option<Time> {
+        let before = std::mem::replace(&mut self.profile, profile);
+        if !Arc::ptr_eq(&self.profile.counters, &before.counters) {
+            self.profile.counters.set_endpoint(self.endpoint);
+            self.profile.counters.set_established(self.was_up);
+            before.counters.set_established(false);
+        }
+        let news = !before.wanted() || before.candidates != self.profile.candidates;
+        if self.profile.wanted() && news && !self.is_up(now) {
+            self.retry_at = now;
+            self.attempts = 0;
+            return Some(now);
+        }
+        // A session that nobody wanted kept may be kept now.
+        (self.profile.wanted() && news).then_some(now + TICK)
+    }
+
+    /// Makes it try a handshake for a while at the next tick, without a packet to send.
+    pub(crate) fn hint(&mut self, now: Time) {
+        self.force = true;
+        self.patience = self.patience.max(now + SHORT_PATIENCE);
+    }
+
+    /// A packet of a session unknown here came from the peer's address: perhaps we lost it in a restart.
+    /// Whoever can forge that address gets one handshake a second sent to the peer, no more. Returns
+    /// whether the tunnel is to be looked at.
+    pub(crate) fn poke(&mut self, now: Time) -> bool {
+        if self.poked.is_some_and(|at| now.since(at) < POKE) {
+            return false;
+        }
+        self.poked = Some(now);
+        self.hint(now);
+        true
+    }
+
+    /// Sends an inner packet, or queues it and starts a handshake. Returns when to look at the tunnel, if
+    /// that changed.
+    pub(crate) fn send(
+        &mut self,
+        now: Time,
+        packet: &[u8],
+        shared: &mut Shared,
+        sink: &mut impl Sink,
+    ) -> Option<Time> {
+        if packet.len() + OVERHEAD > MAX_DATAGRAM {
+            self.profile.counters.drops.count(DropCause::TooBig);
+            return None;
+        }
+        if self.has_session() {
+            self.seal(now, packet, shared, sink);
+            return None;
+        }
+        if !self.is_dialable() {
+            self.profile.counters.drops.count(DropCause::NoEndpoint);
+            return None;
+        }
+        self.enqueue(now, packet, shared);
+        self.start(now)
+    }
+
+    /// Starts a handshake because there is something to send; the tick does it.
+    pub(crate) fn start(&mut self, now: Time) -> Option<Time> {
+        self.patience = now + PATIENCE;
+        if self.shaking.is_some() || self.due.is_some_and(|due| due <= now) || now < self.retry_at {
+            // Under way, or about to be.
+            return self.due.is_none().then(|| self.retry_at.max(now));
+        }
+        self.force = true;
+        Some(now)
+    }
+
+    fn enqueue(&mut self, now: Time, packet: &[u8], shared: &mut Shared) {
+        if self.queue.len() >= TUNNEL_QUEUE
+            && let Some(oldest) = self.queue.pop_front()
+        {
+            shared.queued_bytes -= oldest.packet.len();
+            self.profile.counters.drops.count(DropCause::QueueFull);
+        }
+        if shared.queued_bytes + packet.len() > WORKER_QUEUE_BYTES {
+            self.profile.counters.drops.count(DropCause::QueueFull);
+            return;
+        }
+        shared.queued_bytes += packet.len();
+        self.queue.push_back(Queued { at: now, packet: packet.into() });
+    }
+
+    /// Drops the packets that have waited too long; all of them with `all`.
+    pub(crate) fn purge(&mut self, now: Time, all: bool, shared: &mut Shared) {
+        while self.queue.front().is_some_and(|queued| all || now.since(queued.at) >= QUEUE_TIME) {
+            if let Some(queued) = self.queue.pop_front() {
+                shared.queued_bytes -= queued.packet.len();
+                self.profile.counters.drops.count(DropCause::HandshakeTimeout);
+            }
+        }
+    }
+
+    fn flush(&mut self, now: Time, shared: &mut Shared, sink: &mut impl Sink) {
+        self.purge(now, false, shared);
+        while let Some(queued) = self.queue.pop_front() {
+            shared.queued_bytes -= queued.packet.len();
+            self.seal(now, &queued.packet, shared, sink);
+        }
+    }
+
+    fn seal(&mut self, now: Time, packet: &[u8], shared: &Shared, sink: &mut impl Sink) {
+        let (Some(to), Some(noise)) = (self.endpoint, &mut self.noise) else {
+            self.profile.counters.drops.count(DropCause::NoEndpoint);
+            return;
+        };
+        let out = sink.datagram((packet.len() + OVERHEAD).max(MAX_HANDSHAKE));
+        let Some(length) = noise.seal(packet, out) else {
+            self.profile.counters.drops.count(DropCause::UnknownSession);
+            return;
+        };
+        self.sent = now;
+        self.active = true;
+        self.unanswered.get_or_insert(now);
+        if emit(length, to, &self.profile, shared, sink) && !packet.is_empty() {
+            self.profile.counters.tx_packets.add(1);
+            self.profile.counters.tx_bytes.add(packet.len() as u64);
+        }
+    }
+
+    /// Opens a data packet into the sink's room for inner packets. Also tells whether it confirmed a
+    /// session, so that the tunnel is to be looked at soon.
+    pub(crate) fn open(
+        &mut self,
+        now: Time,
+        from: SocketAddr,
+        datagram: &[u8],
+        sink: &mut impl Sink,
+    ) -> Result<(Opened, bool), DropCause> {
+        let Some(noise) = &mut self.noise else { return Err(DropCause::UnknownSession) };
+        let had_session = noise.has_session();
+        let opened = noise.open(datagram, sink.packet(datagram.len()))?;
+        self.active = true;
+        self.heard(from);
+        if !had_session {
+            // The peer has confirmed the session that it began.
+            self.note_state(now);
+        }
+        Ok((opened, !had_session))
+    }
+
+    /// After [`Self::open`], once its packet has left the sink's room: sends what has waited.
+    pub(crate) fn after_open(&mut self, now: Time, shared: &mut Shared, sink: &mut impl Sink) {
+        if !self.queue.is_empty() {
+            self.flush(now, shared, sink);
+        }
+    }
+
+    /// Something authenticated came from `from`.
+    fn heard(&mut self, from: SocketAddr) {
+        self.unanswered = None;
+        self.attempts = 0;
+        if self.endpoint != Some(from) {
+            if let Some(before) = self.endpoint {
+                debug!(peer = %self.profile.id, remote = self.profile.remote, %before, after = %from, "the peer has moved");
+            }
+            self.endpoint = Some(from);
+            self.profile.counters.set_endpoint(Some(from));
+        }
+    }
+
+    /// Takes a handshake message of this tunnel in.
+    pub(crate) fn shake(
+        &mut self,
+        now: Time,
+        from: SocketAddr,
+        kind: Kind,
+        message: &[u8],
+        shared: &mut Shared,
+        sink: &mut impl Sink,
+    ) -> Result<(), DropCause> {
+        self.wake(now, shared, sink);
+        let out = sink.datagram(MAX_HANDSHAKE);
+        match self.noise(&shared.door).shake(kind, message, out)? {
+            Shaken::Cookie => debug!(peer = %self.profile.id, "the peer is under load and sent a cookie"),
+            Shaken::Responded(length) => {
+                self.established(now, from, false, shared);
+                emit(length, from, &self.profile, shared, sink);
+                self.sent = now;
+                // Should the initiator's confirmation get lost, whoever has something to send tries again.
+                self.retry_at = now + RETRY;
+            }
+            Shaken::Completed(length) => {
+                self.profile.counters.set_rtt(now.since(self.initiated));
+                self.established(now, from, true, shared);
+                emit(length, from, &self.profile, shared, sink);
+                self.sent = now;
+                self.flush(now, shared, sink);
+            }
+        }
+        self.note_state(now);
+        Ok(())
+    }
+
+    fn established(&mut self, now: Time, from: SocketAddr, initiator: bool, shared: &Shared) {
+        self.heard(from);
+        self.session = Some(now);
+        self.initiator = initiator;
+        self.shaking = None;
+        self.force = false;
+        self.active = true;
+        self.profile.counters.set_handshake(now);
+        shared.counters.handshakes.add(1);
+        debug!(peer = %self.profile.id, remote = self.profile.remote, endpoint = %from, initiator, "handshake");
+    }
+
+    /// Brings boringtun's clock up to date if the tunnel was not looked at lately.
+    fn wake(&mut self, now: Time, shared: &Shared, sink: &mut impl Sink) {
+        if self.noise.is_some() && self.ticked.is_some_and(|at| now.since(at) < TICK) {
+            return;
+        }
+        self.ticked = Some(now);
+        let out = sink.datagram(MAX_HANDSHAKE);
+        let (length, is_initiation) = match self.noise(&shared.door).tick(out) {
+            Tick::Nothing | Tick::Expired => return,
+            Tick::Initiation(length) => (length, true),
+            Tick::Keepalive(length) => (length, false),
+        };
+        self.sent_by_timer(now, length, is_initiation, shared, sink);
+    }
+
+    /// Looks at the timers: retries, keepalives, expiry. Returns when to do so again.
+    pub(crate) fn tick(
+        &mut self,
+        now: Time,
+        jitter: &mut Jitter,
+        shared: &mut Shared,
+        sink: &mut impl Sink,
+    ) -> Option<Time> {
+        shared.counters.ticks.add(1);
+        self.purge(now, false, shared);
+        self.ticked = Some(now);
+        let mut initiated = false;
+        let out = sink.datagram(MAX_HANDSHAKE);
+        match self.noise(&shared.door).tick(out) {
+            Tick::Nothing => {}
+            Tick::Initiation(length) => {
+                self.sent_by_timer(now, length, true, shared, sink);
+                initiated = true;
+            }
+            Tick::Keepalive(length) => self.sent_by_timer(now, length, false, shared, sink),
+            Tick::Expired => {
+                self.shaking = None;
+                self.session = None;
+            }
+        }
+        if !initiated {
+            initiated = self.maybe_initiate(now, shared, sink);
+        }
+        if initiated {
+            self.force = false;
+            self.retry_at = now + self.wait(jitter);
+        }
+        if let Some(every) = self.profile.keepalive
+            && self.has_session()
+            && now.since(self.sent) >= every
+        {
+            self.keepalive(now, shared, sink);
+        }
+        if self.session.is_some_and(|at| now.since(at) >= REJECT) {
+            self.session = None;
+        }
+        self.note_state(now);
+        let active = std::mem::take(&mut self.active);
+        self.next_tick(now, active)
+    }
+
+    /// Starts or repeats a handshake if there is a reason to; returns whether it did.
+    fn maybe_initiate(&mut self, now: Time, shared: &mut Shared, sink: &mut impl Sink) -> bool {
+        if !self.is_dialable() {
+            self.force = false;
+            return false;
+        }
+        let wanted = self.profile.wanted();
+        let reason = if self.has_session() {
+            let limit = if self.initiator { REKEY } else { REKEY_AS_RESPONDER };
+            let old = wanted && self.session.is_some_and(|at| now.since(at) >= limit);
+            let silent = self.unanswered.is_some_and(|since| now.since(since) >= SILENCE);
+            // boringtun repeats by itself what is under way.
+            self.shaking.is_none() && (old || silent)
+        } else if wanted || now < self.patience {
+            let needed = wanted || self.shaking.is_some() || !self.queue.is_empty();
+            needed && now >= self.retry_at
+        } else {
+            self.shaking = None;
+            self.purge(now, true, shared);
+            false
+        };
+        if !reason && !self.force {
+            return false;
+        }
+        let out = sink.datagram(MAX_HANDSHAKE);
+        let Some(length) = self.noise(&shared.door).initiate(out) else { return false };
+        self.sent_by_timer(now, length, true, shared, sink);
+        true
+    }
+
+    fn keepalive(&mut self, now: Time, shared: &Shared, sink: &mut impl Sink) {
+        let out = sink.datagram(MAX_HANDSHAKE);
+        if let Some(length) = self.noise(&shared.door).seal(&[], out) {
+            self.sent_by_timer(now, length, false, shared, sink);
+        }
+    }
+
+    /// Sends what boringtun wrote into the sink's room.
+    fn sent_by_timer(
+        &mut self,
+        now: Time,
+        length: usize,
+        initiation: bool,
+        shared: &Shared,
+        sink: &mut impl Sink,
+    ) {
+        self.sent = now;
+        let to = if initiation {
+            self.initiated = now;
+            self.shaking.get_or_insert(now);
+            let to = self.candidate();
+            self.attempts += 1;
+            to
+        } else {
+            self.endpoint
+        };
+        let Some(to) = to else {
+            self.profile.counters.drops.count(DropCause::NoEndpoint);
+            return;
+        };
+        if initiation {
+            debug!(peer = %self.profile.id, remote = self.profile.remote, endpoint = %to, attempt = self.attempts, "trying a handshake");
+            if self.endpoint.is_none() {
+                self.profile.counters.set_endpoint(Some(to));
+            }
+        }
+        emit(length, to, &self.profile, shared, sink);
+    }
+
+    /// The endpoint for the next attempt: the one in use, then all known ones in turn.
+    fn candidate(&self) -> Option<SocketAddr> {
+        let others = self.profile.candidates.iter().copied().filter(|&c| Some(c) != self.endpoint);
+        let mut all = self.endpoint.into_iter().chain(others);
+        let n = all.clone().count();
+        if n == 0 { None } else { all.nth(self.attempts % n) }
+    }
+
+    /// How long to wait before the next attempt.
+    fn wait(&self, jitter: &mut Jitter) -> Duration {
+        let known = self.profile.candidates.len().max(1);
+        let wait = match self.attempts / known {
+            0 if !self.has_session() => FIRST_ROUND,
+            0..=3 => RETRY,
+            4..=6 => RETRY * 2,
+            _ => MAX_RETRY - JITTER,
+        };
+        wait + JITTER / 16 + jitter.below(JITTER - JITTER / 16)
+    }
+
+    /// When the tunnel is to be looked at next, if ever.
+    pub(crate) fn next_tick(&self, now: Time, active: bool) -> Option<Time> {
+        if self.has_session() {
+            return Some(now + if active { TICK } else { IDLE_TICK });
+        }
+        if self.profile.wanted() || self.shaking.is_some() || !self.queue.is_empty() {
+            // Without anybody to try, there is nothing to wait for: the peer dials us, or a table comes.
+            return self.is_dialable().then(|| self.retry_at.max(now + TICK));
+        }
+        // A session that was never confirmed still has keys that must not outlive it.
+        self.session.map(|_| now + RETRY)
+    }
+
+    /// Tells the world when the tunnel comes up or goes down.
+    fn note_state(&mut self, now: Time) {
+        let up = self.is_up(now);
+        if up == self.was_up {
+            return;
+        }
+        self.was_up = up;
+        self.profile.counters.set_established(up);
+        let (id, remote, endpoint) = (&self.profile.id, self.profile.remote, self.endpoint);
+        if up {
+            info!(peer = %id, remote, ?endpoint, "tunnel up");
+        } else if self.unanswered.is_some() {
+            info!(peer = %id, remote, ?endpoint, "tunnel down: the peer does not answer");
+        } else if self.profile.wanted() {
+            info!(peer = %id, remote, ?endpoint, "tunnel down: the session is too old");
+        } else {
+            debug!(peer = %id, remote, ?endpoint, "tunnel asleep: nothing was sent for long");
+        }
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.profile.counters.set_established(false);
+    }
+}
+
+/// Sends what is in the sink's room and counts it; returns whether it left.
+fn emit(length: usize, to: SocketAddr, profile: &Profile, shared: &Shared, sink: &mut impl Sink) -> bool {
+    match sink.send(length, to) {
+        Ok(()) => {
+            shared.counters.tx_outer_packets.add(1);
+            shared.counters.tx_outer_bytes.add(length as u64);
+            true
+        }
+        Err(cause) => {
+            profile.counters.drops.count(cause);
+            false
+        }
+    }
+}

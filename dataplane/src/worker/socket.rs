@@ -1,0 +1,136 @@
+//! The UDP socket of a lane.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::fd::AsRawFd as _;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tracing::warn;
+
+use crate::settings::StartError;
+
+/// Buffers of the kernel for one socket, bytes each way: some 30 ms of traffic at 1 Gbit/s. Memory is
+/// taken only for what waits.
+const BUFFER: usize = 4 << 20;
+
+/// A bound UDP socket: for both families where the system has IPv6, else for IPv4.
+#[derive(Debug)]
+pub(crate) struct LaneSocket {
+    socket: UdpSocket,
+    dual: bool,
+}
+
+impl LaneSocket {
+    pub(crate) fn open(lane: usize, port: u16, fwmark: u32) -> Result<Self, StartError> {
+        let failed = |what| move |error| StartError::Socket { lane, port, what, error };
+        let (socket, dual) = match Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP)) {
+            Ok(socket) => (socket, true),
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+                let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP));
+                (socket.map_err(failed("opening a socket"))?, false)
+            }
+            Err(error) => return Err(failed("opening a socket")(error)),
+        };
+        if dual {
+            socket.set_only_v6(false).map_err(failed("taking IPv4 on the IPv6 socket"))?;
+        }
+        socket.set_nonblocking(true).map_err(failed("making the socket non-blocking"))?;
+        if fwmark != 0 {
+            socket.set_mark(fwmark).map_err(failed("setting the fwmark (CAP_NET_ADMIN is needed)"))?;
+        }
+        let_fragment(&socket, dual).map_err(failed("allowing fragmentation"))?;
+        buffers(&socket, lane);
+        let any: SocketAddr = if dual {
+            SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0).into()
+        } else {
+            (Ipv4Addr::UNSPECIFIED, port).into()
+        };
+        socket.bind(&any.into()).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => StartError::PortTaken { port, lane },
+            _ => failed("binding")(error),
+        })?;
+        Ok(Self { socket: socket.into(), dual })
+    }
+
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.socket.recv_from(buffer)
+    }
+
+    pub(crate) fn send(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
+        let to = match to {
+            SocketAddr::V4(v4) if self.dual => {
+                SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
+            }
+            to => to,
+        };
+        self.socket.send_to(datagram, to).map(|_| ())
+    }
+}
+
+impl std::os::fd::AsFd for LaneSocket {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Lets the kernel and, for IPv4, routers fragment outer packets, as WireGuard in the kernel does. The
+/// tunnel's MTU is chosen so that this does not happen; but where it is wrong for one path, slow is better
+/// than lost, all the more as the ICMP messages that would tell of it are often filtered.
+fn let_fragment(socket: &Socket, dual: bool) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+    if dual {
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+    }
+    Ok(())
+}
+
+/// Asks for large buffers; with CAP_NET_ADMIN beyond `net.core.{r,w}mem_max`, without it up to that.
+fn buffers(socket: &Socket, lane: usize) {
+    let size = BUFFER as libc::c_int;
+    for (force, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
+        let forced = set_option(socket, libc::SOL_SOCKET, force, size);
+        if let Err(error) = forced.or_else(|_| set_option(socket, libc::SOL_SOCKET, plain, size)) {
+            warn!(lane, %error, "the UDP socket keeps its small buffer");
+        }
+    }
+}
+
+fn set_option(socket: &Socket, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the descriptor is open; the kernel reads one `c_int` from the pointer, which is valid for it.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_families_reach_it_and_a_taken_port_is_named() {
+        let socket = LaneSocket::open(3, 0, 0).unwrap();
+        let port = socket.socket.local_addr().unwrap().port();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender.send_to(b"four", ("127.0.0.1", port)).unwrap();
+        let mut buffer = [0; 16];
+        let from = loop {
+            match socket.receive(&mut buffer) {
+                Ok((4, from)) => break from,
+                Ok(_) => panic!("another datagram"),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        };
+        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+        socket.send(b"back", from).unwrap();
+        assert_eq!(sender.recv(&mut buffer).unwrap(), 4);
+        let error = LaneSocket::open(3, port, 0).unwrap_err().to_string();
+        assert!(error.contains(&port.to_string()) && error.contains("lane 3"), "{error}");
+    }
+}
