@@ -190,9 +190,13 @@ impl Inner {
         {
             // The broker may have closed it this very moment: all requests may be repeated, so that a
             // fresh connection decides.
-            if let Ok(answer) = self.exchange(broker, &mut connection, method, path, body, most).await {
-                self.keep(index, connection);
-                return Ok(answer);
+            match self.exchange(broker, &mut connection, method, path, body, most).await {
+                Err(Error::Unreachable { .. }) => {}
+                Ok(answer) => {
+                    self.keep(index, connection);
+                    return Ok(answer);
+                }
+                Err(error) => return Err(error),
             }
         }
         let mut connection = self.connect(broker).await?;
