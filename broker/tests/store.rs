@@ -80,10 +80,11 @@ async fn a_failing_disk_acknowledges_nothing_and_heals() {
     // The write fails after it reached the disk: it was not acknowledged, but it is there, and watchers
     // come to know.
     after.store(true, Ordering::SeqCst);
-    client.put(&alpha.active("n1", 3)).await.unwrap_err();
+    let third = alpha.active("n1", 3);
+    client.put(&third).await.unwrap_err();
     let entry = next_entry(&mut watch).await;
     assert_eq!((entry.revision, claim(&entry).1), (3, 3));
-    assert_eq!(client.put(&alpha.active("n1", 3)).await.unwrap().revision, 3);
+    assert_eq!(client.put(&third).await.unwrap().revision, 3);
     drop(watch);
     assert!(broker.stop(std::time::Duration::from_secs(10)).await);
 }

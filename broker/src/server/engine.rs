@@ -258,6 +258,14 @@ fn fill(contents: Contents, trust: &Trust, settings: Settings, now: Duration, me
     registry
 }
 
+struct Ended(Arc<AtomicBool>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 struct Thread {
     store: Box<dyn Store>,
     trust: Trust,
@@ -282,6 +290,8 @@ enum Pending {
 
 impl Thread {
     fn run(mut self, queue: &Receiver<Command>) {
+        // However the thread ends, nobody may take the broker for working afterwards.
+        let _ended = Ended(self.healthy.clone());
         loop {
             let mut commands = Vec::new();
             match queue.recv_timeout(TICK) {

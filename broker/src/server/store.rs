@@ -108,6 +108,8 @@ pub trait Store: Send {
 }
 
 const FORMAT: u64 = 1;
+const WRITING: &str = "cannot write to the store";
+const CONTRADICTS: &str = "its structure contradicts itself";
 const ENTRIES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("entries");
 const SERIALS: TableDefinition<'_, &str, u64> = TableDefinition::new("grant-serials");
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
@@ -174,7 +176,7 @@ impl RedbStore {
                 return Err(StoreError::InUse { path: self.path.clone() });
             }
             Ok(Err(why)) => return Err(corrupt(why.to_string())),
-            Err(_) => return Err(corrupt("its structure contradicts itself".into())),
+            Err(_) => return Err(corrupt(CONTRADICTS.into())),
         };
         // A file that was just made is only there after a loss of power if its directory was synced.
         File::open(directory).and_then(|directory| directory.sync_all()).map_err(cannot)?;
@@ -248,32 +250,9 @@ impl RedbStore {
         }
         Ok(contents)
     }
-}
 
-impl Store for RedbStore {
-    fn load(&mut self) -> Result<Contents, StoreError> {
-        // Close first: the file has one owner at a time.
-        self.database = None;
-        let database = self.open()?;
-        // As in `open`: a file that fits on the surface may still make redb panic further in.
-        let contents = catch_unwind(AssertUnwindSafe(|| {
-            self.prepare(&database)?;
-            self.read(&database)
-        }))
-        .unwrap_or_else(|_| {
-            let why = "its structure contradicts itself".into();
-            Err(StoreError::Corrupt { path: self.path.clone(), why })
-        })?;
-        self.database = Some(database);
-        Ok(contents)
-    }
-
-    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
-        let what = "cannot write to the store";
-        let Some(database) = &self.database else {
-            let why = "it is not open".into();
-            return Err(StoreError::Io { path: self.path.clone(), what, why });
-        };
+    fn write(&self, database: &Database, batch: &Batch) -> Result<(), StoreError> {
+        let what = WRITING;
         let mut write = database.begin_write().map_err(|e| self.io(what, e))?;
         write.set_durability(Durability::Immediate).map_err(|e| self.io(what, e))?;
         {
@@ -295,5 +274,36 @@ impl Store for RedbStore {
             numbers.insert("revision", batch.revision).map_err(|e| self.io(what, e))?;
         }
         write.commit().map_err(|e| self.io(what, e))
+    }
+}
+
+impl Store for RedbStore {
+    fn load(&mut self) -> Result<Contents, StoreError> {
+        // Close first: the file has one owner at a time.
+        self.database = None;
+        let database = self.open()?;
+        // As in `open`: a file that fits on the surface may still make redb panic further in.
+        let contents = catch_unwind(AssertUnwindSafe(|| {
+            self.prepare(&database)?;
+            self.read(&database)
+        }))
+        .unwrap_or_else(|_| {
+            let why = CONTRADICTS.into();
+            Err(StoreError::Corrupt { path: self.path.clone(), why })
+        })?;
+        self.database = Some(database);
+        Ok(contents)
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        let Some(database) = &self.database else {
+            let (path, what, why) = (self.path.clone(), WRITING, "it is not open".into());
+            return Err(StoreError::Io { path, what, why });
+        };
+        // As in `open`: damage that shows only now must not take the thread down.
+        catch_unwind(AssertUnwindSafe(|| self.write(database, batch))).unwrap_or_else(|_| {
+            let why = CONTRADICTS.into();
+            Err(StoreError::Corrupt { path: self.path.clone(), why })
+        })
     }
 }
