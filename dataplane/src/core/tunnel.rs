@@ -48,6 +48,9 @@ const REKEY: Duration = Duration::from_secs(120);
 const REKEY_AS_RESPONDER: Duration = Duration::from_secs(150);
 /// After this a session is worth nothing (WireGuard paper, section 6.1: REJECT_AFTER_TIME).
 const REJECT: Duration = Duration::from_secs(180);
+/// Who received data and has nothing to say sends a keepalive after so long (WireGuard paper, section 6.5:
+/// KEEPALIVE_TIMEOUT). boringtun does it too, but by times as coarse as its ticks, and misses some.
+const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Between ticks of a tunnel that carries packets, and of one that does not.
 const TICK: Duration = Duration::from_millis(250);
 const IDLE_TICK: Duration = Duration::from_secs(1);
@@ -102,6 +105,8 @@ pub(crate) struct Tunnel {
     sent: Time,
     /// Since when data has been sent without anything heard.
     unanswered: Option<Time>,
+    /// Since when data has been received without anything sent.
+    owes: Option<Time>,
     session: Option<Time>,
     initiator: bool,
     /// Since when handshakes are tried without success.
@@ -131,6 +136,7 @@ impl Tunnel {
             active: false,
             sent: Time::default(),
             unanswered: None,
+            owes: None,
             session: None,
             initiator: false,
             shaking: None,
@@ -284,7 +290,7 @@ impl Tunnel {
             self.profile.counters.drops.count(DropCause::UnknownSession);
             return;
         };
-        self.sent = now;
+        self.note_sent(now);
         self.active = true;
         self.unanswered.get_or_insert(now);
         if emit(length, to, &self.profile, shared, sink) && !packet.is_empty() {
@@ -307,6 +313,9 @@ impl Tunnel {
         let opened = noise.open(datagram, sink.packet(datagram.len()))?;
         self.active = true;
         self.heard(from);
+        if opened != Opened::Keepalive {
+            self.owes.get_or_insert(now);
+        }
         if !had_session {
             // The peer has confirmed the session that it began.
             self.note_state(now);
@@ -319,6 +328,11 @@ impl Tunnel {
         if !self.queue.is_empty() {
             self.flush(now, shared, sink);
         }
+    }
+
+    fn note_sent(&mut self, now: Time) {
+        self.sent = now;
+        self.owes = None;
     }
 
     /// Something authenticated came from `from`.
@@ -351,7 +365,7 @@ impl Tunnel {
             Shaken::Responded(length) => {
                 self.established(now, from, false, shared);
                 emit(length, from, &self.profile, shared, sink);
-                self.sent = now;
+                self.note_sent(now);
                 // Should the initiator's confirmation get lost, whoever has something to send tries again.
                 self.retry_at = now + RETRY;
             }
@@ -359,7 +373,7 @@ impl Tunnel {
                 self.profile.counters.set_rtt(now.since(self.initiated));
                 self.established(now, from, true, shared);
                 emit(length, from, &self.profile, shared, sink);
-                self.sent = now;
+                self.note_sent(now);
                 self.flush(now, shared, sink);
             }
         }
@@ -386,12 +400,10 @@ impl Tunnel {
         }
         self.ticked = Some(now);
         let out = sink.datagram(MAX_HANDSHAKE);
-        let (length, is_initiation) = match self.noise(&shared.door).tick(out) {
-            Tick::Nothing | Tick::Expired => return,
-            Tick::Initiation(length) => (length, true),
-            Tick::Keepalive(length) => (length, false),
-        };
-        self.sent_by_timer(now, length, is_initiation, shared, sink);
+        // An initiation that would have been repeated now is not needed: a handshake is here.
+        if let Tick::Keepalive(length) = self.noise(&shared.door).tick(out) {
+            self.sent_by_timer(now, length, false, shared, sink);
+        }
     }
 
     /// Looks at the timers: retries, keepalives, expiry. Returns when to do so again.
@@ -406,9 +418,14 @@ impl Tunnel {
         self.purge(now, false, shared);
         self.ticked = Some(now);
         let mut initiated = false;
+        if !self.has_session() && !self.profile.wanted() && !self.force && now >= self.patience {
+            self.shaking = None;
+            self.purge(now, true, shared);
+        }
         let out = sink.datagram(MAX_HANDSHAKE);
         match self.noise(&shared.door).tick(out) {
             Tick::Nothing => {}
+            Tick::Initiation(_) if self.shaking.is_none() && !self.has_session() => {}
             Tick::Initiation(length) => {
                 self.sent_by_timer(now, length, true, shared, sink);
                 initiated = true;
@@ -426,10 +443,9 @@ impl Tunnel {
             self.force = false;
             self.retry_at = now + self.wait(jitter);
         }
-        if let Some(every) = self.profile.keepalive
-            && self.has_session()
-            && now.since(self.sent) >= every
-        {
+        let due = self.owes.is_some_and(|since| now.since(since) >= KEEPALIVE)
+            || self.profile.keepalive.is_some_and(|every| now.since(self.sent) >= every);
+        if due && self.has_session() {
             self.keepalive(now, shared, sink);
         }
         if self.session.is_some_and(|at| now.since(at) >= REJECT) {
@@ -453,13 +469,9 @@ impl Tunnel {
             let silent = self.unanswered.is_some_and(|since| now.since(since) >= SILENCE);
             // boringtun repeats by itself what is under way.
             self.shaking.is_none() && (old || silent)
-        } else if wanted || now < self.patience {
+        } else {
             let needed = wanted || self.shaking.is_some() || !self.queue.is_empty();
             needed && now >= self.retry_at
-        } else {
-            self.shaking = None;
-            self.purge(now, true, shared);
-            false
         };
         if !reason && !self.force {
             return false;
@@ -486,7 +498,7 @@ impl Tunnel {
         shared: &Shared,
         sink: &mut impl Sink,
     ) {
-        self.sent = now;
+        self.note_sent(now);
         let to = if initiation {
             self.initiated = now;
             self.shaking.get_or_insert(now);

@@ -1,0 +1,198 @@
+//! Input that is wrong, forged or too much.
+
+use std::net::SocketAddr;
+
+use podspan_dataplane::DropCause;
+
+use crate::net::{MS, S, Sim, udp};
+
+fn one(n: u32) -> [Vec<u8>; 1] {
+    [udp("10.0.0.2", "10.1.0.3", 1000, n, 50)]
+}
+
+fn back(n: u32) -> [Vec<u8>; 1] {
+    [udp("10.1.0.3", "10.0.0.2", 1000, n, 50)]
+}
+
+/// A pair with a session, its datagrams on record.
+fn tapped(seed: u64) -> Sim {
+    let mut sim = Sim::pair(seed, (1, 1));
+    sim.tap = Some(vec![]);
+    let mut sim = sim.start();
+    sim.send(0, 0, &one(0));
+    sim.run(S);
+    assert_eq!(sim.numbers(1), [0]);
+    sim
+}
+
+#[test]
+fn a_source_of_somebody_else_is_dropped_and_charged_to_the_peer() {
+    let mut sim = Sim::pair(1, (1, 1));
+    sim.add("gamma/c", "203.0.113.1", 1);
+    sim.link(1, 2, &["10.2.0.0/16"]);
+    sim.route(1, "10.0.9.0/24", Some("alpha/other".parse().unwrap()), &[0]);
+    sim.route(1, "10.8.0.0/16", None, &[0]);
+    let mut sim = sim.start();
+    let sources = ["10.2.0.1", "10.1.0.9", "10.99.0.1", "10.0.9.1", "127.0.0.1", "224.0.0.1", "0.0.0.0"];
+    let forged: Vec<_> = sources.iter().map(|source| udp(source, "10.1.0.3", 1, 1, 0)).collect();
+    sim.send(0, 0, &forged);
+    // Its own prefix, and one that it is a gateway of.
+    sim.send(0, 0, &[udp("10.0.0.2", "10.1.0.3", 1, 7, 0), udp("10.8.0.1", "10.1.0.3", 1, 8, 0)]);
+    sim.run(S);
+    assert_eq!(sim.numbers(1), [7, 8]);
+    assert_eq!(sim.tunnels(1, 0)[0].drops.get(DropCause::SourceMismatch), sources.len() as u64);
+    assert_eq!(sim.tunnels(1, 2)[0].drops.total(), 0);
+}
+
+#[test]
+fn destinations_that_are_not_unicast_are_dropped_on_arrival_too() {
+    let mut sim = Sim::pair(2, (1, 1)).start();
+    // A peer that does not check: its packets are made by a core of its own with odd routes.
+    for cidr in ["10.0.0.0/8"] {
+        sim.route(0, cidr, Some("beta/b".parse().unwrap()), &[]);
+    }
+    sim.apply(0);
+    sim.send(0, 0, &one(1));
+    sim.run(S);
+    assert_eq!(sim.numbers(1), [1]);
+    assert_eq!(sim.tunnels(1, 0)[0].drops.total(), 0);
+}
+
+#[test]
+fn garbage_is_counted_and_harms_nobody() {
+    let mut sim = tapped(3);
+    let from: SocketAddr = "203.0.113.66:666".parse().unwrap();
+    let recorded: Vec<_> = sim.tap.take().unwrap().into_iter().map(|(_, _, bytes)| bytes).collect();
+    let mut sent = 0;
+    let mut datagrams = vec![];
+    for original in &recorded {
+        for cut in 0..original.len() {
+            datagrams.push((from, original[..cut].to_vec()));
+        }
+        for _ in 0..200 {
+            let mut bytes = original.clone();
+            let at = sim.random() as usize % bytes.len();
+            bytes[at] ^= 1 << (sim.random() % 8);
+            datagrams.push((from, bytes));
+        }
+    }
+    for length in 0..300 {
+        let mut bytes: Vec<u8> = (0..length).map(|_| sim.random() as u8).collect();
+        datagrams.push((from, bytes.clone()));
+        if length >= 4 {
+            bytes[..4].copy_from_slice(&[1 + (sim.random() % 4) as u8, 0, 0, 0]);
+            datagrams.push((from, bytes));
+        }
+    }
+    datagrams.push((from, vec![4; 65_507]));
+    for node in 0..2 {
+        let before = sim.worker(node, 0);
+        sim.inject(node, 0, &datagrams);
+        sim.run(S);
+        sent += datagrams.len();
+        let after = sim.worker(node, 0);
+        assert_eq!(after.rx_inner_packets, before.rx_inner_packets);
+        let dropped: u64 = after.drops.total() - before.drops.total();
+        assert!(dropped >= datagrams.len() as u64, "node {node}: {dropped} of {} counted", datagrams.len());
+    }
+    assert!(sent > 1000);
+    assert_eq!(sim.tunnels(0, 1)[0].endpoint, Some(sim.outside(1, 0)), "nobody was led astray");
+    sim.send(0, 0, &one(77));
+    sim.send(1, 0, &back(78));
+    sim.run(100 * MS);
+    assert!(sim.numbers(1).contains(&77) && sim.numbers(0).contains(&78));
+}
+
+#[test]
+fn replayed_packets_and_handshakes_are_dropped() {
+    let mut sim = tapped(4);
+    for n in 1..50 {
+        sim.send(0, 0, &one(n));
+    }
+    sim.run(S);
+    let tap = sim.tap.take().unwrap();
+    let to = sim.outside(1, 0);
+    let elsewhere: SocketAddr = "203.0.113.66:666".parse().unwrap();
+    let replay: Vec<_> =
+        tap.iter().filter(|(_, t, _)| *t == to).map(|(_, _, b)| (elsewhere, b.clone())).collect();
+    assert!(replay.len() > 50);
+    let handshakes = sim.worker(1, 0).handshakes;
+    sim.inject(1, 0, &replay);
+    sim.run(S);
+    assert_eq!(sim.numbers(1), (0..50).collect::<Vec<_>>());
+    assert_eq!(sim.drops(1, DropCause::Replay), replay.len() as u64);
+    assert_eq!(sim.worker(1, 0).handshakes, handshakes);
+    assert_eq!(sim.tunnels(1, 0)[0].endpoint, Some(sim.outside(0, 0)), "a replay moves nobody");
+}
+
+#[test]
+fn under_a_flood_of_handshakes_cookies_are_asked_for_and_data_goes_on() {
+    let mut sim = Sim::new(5);
+    sim.handshake_limit = 20;
+    sim.tap = Some(vec![]);
+    for (id, address) in [("alpha/a", "192.0.2.1"), ("beta/b", "198.51.100.1"), ("beta/late", "198.51.100.2")]
+    {
+        sim.add(id, address, 1);
+    }
+    sim.link(1, 0, &["10.0.0.0/16"]);
+    sim.link(1, 2, &["10.2.0.0/16"]);
+    sim.link(0, 1, &["10.1.0.0/16"]);
+    sim.link(2, 1, &["10.1.0.0/16"]);
+    let mut sim = sim.start();
+    sim.send(0, 0, &one(0));
+    sim.run(S);
+    // A real initiation to node 1 carries a right first MAC whoever sends it: take one for the flood.
+    let to = sim.outside(1, 0);
+    let tap = sim.tap.take().unwrap();
+    let initiation = tap.iter().find(|(_, t, b)| *t == to && b.len() == 148).unwrap().2.clone();
+    let flood = |sim: &mut Sim, n: usize| {
+        let some: Vec<_> = (0..n)
+            .map(|_| {
+                let port = 1024 + (sim.random() % 60_000) as u16;
+                (SocketAddr::new("203.0.113.5".parse().unwrap(), port), initiation.clone())
+            })
+            .collect();
+        sim.inject(1, 0, &some);
+    };
+    let start = sim.now;
+    let mut n = 1;
+    let mut late = 0;
+    while sim.now.since(start) < 20 * S {
+        flood(&mut sim, 128);
+        sim.send(0, 0, &one(n));
+        n += 1;
+        if sim.now.since(start) > 2 * S && late == 0 {
+            sim.send(2, 0, &[udp("10.2.0.1", "10.1.0.3", 5, 1_000_000, 0)]);
+            late = 1;
+        }
+        sim.run(100 * MS);
+    }
+    sim.run(100 * MS);
+    let established: Vec<_> = sim.numbers(1).into_iter().filter(|&x| x < 1_000_000).collect();
+    assert_eq!(established, (0..n).collect::<Vec<_>>(), "the established flow lost nothing");
+    assert!(sim.worker(1, 0).cookies > 10_000);
+    assert!(sim.drops(1, DropCause::UnderLoad) > 10_000);
+    // A newcomer gets in during the flood, by its cookie, at its second attempt.
+    assert!(sim.is_up(2, 1));
+    assert!(sim.worker(2, 0).tx_outer_packets >= 2);
+}
+
+#[test]
+fn a_forged_address_makes_at_most_one_handshake_a_second() {
+    let mut sim = tapped(6);
+    let from = sim.outside(0, 0);
+    let mut forged = vec![4, 0, 0, 0, 0xaa, 0xbb, 0xcc, 0xdd];
+    forged.resize(64, 0);
+    let before = sim.worker(1, 0).tx_outer_packets;
+    for _ in 0..1000 {
+        let some = vec![(from, forged.clone()); 10];
+        sim.inject(1, 0, &some);
+        sim.run(10 * MS);
+    }
+    let sent = sim.worker(1, 0).tx_outer_packets - before;
+    // One initiation and one confirmation each.
+    assert!((5..=24).contains(&sent), "{sent} datagrams in 10 s");
+    sim.send(0, 0, &one(5));
+    sim.run(S);
+    assert!(sim.numbers(1).contains(&5));
+}

@@ -1,0 +1,40 @@
+//! Many peers: what they cost when nothing happens.
+
+use crate::net::{MS, S, Sim, udp};
+
+#[test]
+fn five_thousand_idle_peers_cost_one_tick_each_a_second_or_none() {
+    const PEERS: usize = 5000;
+    let mut sim = Sim::new(1);
+    sim.add("alpha/g", "192.0.2.1", 1);
+    for peer in 1..=PEERS {
+        sim.add(&format!("beta/n{peer}"), &format!("10.200.{}.{}", peer / 250, peer % 250 + 1), 1);
+        sim.link(0, peer, &[]);
+        sim.link(peer, 0, &["10.0.0.0/16"]);
+    }
+    let mut sim = sim.start();
+    // Peers that nobody dials and that say nothing: no timer at all.
+    sim.run(10 * S);
+    assert_eq!(sim.worker(0, 0).ticks, 0);
+    assert_eq!(sim.nodes[0].cores[0].poll_timeout(), None);
+
+    for peer in 1..=PEERS {
+        sim.send(peer, 0, &[udp("10.9.0.1", "10.0.0.1", 1, 1, 0)]);
+        if peer % 50 == 0 {
+            sim.run(50 * MS);
+        }
+    }
+    sim.run(30 * S);
+    assert_eq!(sim.worker(0, 0).handshakes, PEERS as u64);
+    // All have sessions and are idle.
+    let before = sim.worker(0, 0).ticks;
+    sim.run(10 * S);
+    let per_second = (sim.worker(0, 0).ticks - before) / 10;
+    assert!((PEERS as u64 / 2..=PEERS as u64 * 11 / 10).contains(&per_second), "{per_second} ticks a second");
+
+    // Sessions end, and with them the cost.
+    sim.run(200 * S);
+    let before = sim.worker(0, 0).ticks;
+    sim.run(10 * S);
+    assert_eq!(sim.worker(0, 0).ticks, before);
+}
