@@ -1,0 +1,501 @@
+//! The dataplane on real interfaces and sockets: two network namespaces joined by a veth pair. Needs root;
+//! without it the tests fail and say so. Not built with the feature `sim`, under which boringtun's clock
+//! stands still.
+#![cfg(not(feature = "sim"))]
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns};
+use podspan_dataplane::{
+    DEFAULT_HANDSHAKE_LIMIT, Dataplane, DropCause, LaneSecret, PeerSpec, RouteSpec, Settings, StartError,
+    TableSpec,
+};
+use podspan_wire::Lane;
+
+const PORT: u16 = 51840;
+const FWMARK: u32 = 0x7073;
+const TUN: &str = "podspan0";
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs `ip` with these words; what it complains about fails the test.
+fn ip(words: &str) -> String {
+    let output = Command::new("ip").args(words.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+struct Namespace(String);
+
+impl Namespace {
+    fn new(name: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        assert!(nix::unistd::geteuid().is_root(), "these tests make network namespaces: run them as root");
+        let name = format!("psp-dp-{}-{}-{name}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        ip(&format!("netns add {name}"));
+        let namespace = Self(name);
+        namespace.ip("link set lo up");
+        namespace
+    }
+
+    /// `ip` inside.
+    fn ip(&self, words: &str) -> String {
+        ip(&format!("-n {} {words}", self.0))
+    }
+
+    /// Runs `work` on a thread inside. What it opens and the threads it starts stay inside.
+    fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+        let file = std::fs::File::open(format!("/run/netns/{}", self.0)).unwrap();
+        thread::spawn(move || {
+            setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).output();
+    }
+}
+
+fn settings(seed: u8, lanes: usize) -> Settings {
+    Settings {
+        interface: TUN.into(),
+        port: PORT,
+        fwmark: FWMARK,
+        lanes: (0..lanes).map(|lane| LaneSecret::from_bytes([seed + lane as u8 * 8; 32])).collect(),
+        persist: true,
+        handshake_limit: DEFAULT_HANDSHAKE_LIMIT,
+    }
+}
+
+/// A node: number 1 or 2, with pods 10.20N.0.0/24 and fd00:20N::/64.
+struct Node {
+    namespace: Namespace,
+    number: u8,
+    lanes: usize,
+    dataplane: Option<Dataplane>,
+}
+
+impl Node {
+    fn start(&mut self) {
+        let settings = settings(self.number, self.lanes);
+        self.dataplane =
+            Some(self.namespace.inside(move || Dataplane::start(settings)).join().unwrap().unwrap());
+    }
+
+    fn dataplane(&self) -> &Dataplane {
+        self.dataplane.as_ref().unwrap()
+    }
+
+    /// What the agent does by netlink.
+    fn set_up_interface(&self) {
+        let (own, other) = (self.number, 3 - self.number);
+        self.namespace.ip(&format!("link set {TUN} mtu 1420 up"));
+        self.namespace.ip(&format!("addr add 10.20{own}.0.1/24 dev {TUN}"));
+        self.namespace.ip(&format!("addr add fd00:20{own}::1/64 dev {TUN} nodad"));
+        self.namespace.ip(&format!("route add 10.20{other}.0.0/24 dev {TUN}"));
+        self.namespace.ip(&format!("route add fd00:20{other}::/64 dev {TUN}"));
+    }
+
+    fn set_table(&self, other: &Self, underlay: &str, dial: bool) {
+        let n = other.number;
+        let id: podspan_wire::NodeId = format!("cloud{n}/node").parse().unwrap();
+        let lane = |(i, secret): (usize, &LaneSecret)| Lane { key: secret.public(), port: PORT + i as u16 };
+        let peer = PeerSpec {
+            id: id.clone(),
+            lanes: settings(n, other.lanes).lanes.iter().enumerate().map(lane).collect(),
+            endpoints: vec![underlay.parse().unwrap()],
+            learned: vec![],
+            persistent_keepalive: None,
+            dial,
+        };
+        let route = |cidr: String| RouteSpec {
+            cidr: cidr.parse().unwrap(),
+            owner: Some(id.clone()),
+            gateways: vec![],
+        };
+        let routes = vec![route(format!("10.20{n}.0.0/24")), route(format!("fd00:20{n}::/64"))];
+        self.dataplane().set_table(TableSpec { peers: vec![peer], routes }).unwrap();
+    }
+
+    fn drops(&self, cause: DropCause) -> u64 {
+        self.dataplane().status().workers.iter().map(|worker| worker.drops.get(cause)).sum()
+    }
+}
+
+/// Two nodes with a veth between them, up and knowing each other.
+fn pair(lanes: (usize, usize), family: u8, dial: bool) -> (Node, Node) {
+    let (a, b) = (Namespace::new("a"), Namespace::new("b"));
+    ip(&format!("link add veth0 netns {} type veth peer name veth0 netns {}", a.0, b.0));
+    for (n, namespace) in [(1, &a), (2, &b)] {
+        namespace.ip(&format!("addr add 192.0.2.{n}/24 dev veth0"));
+        namespace.ip(&format!("addr add 2001:db8::{n}/64 dev veth0 nodad"));
+        namespace.ip("link set veth0 up");
+    }
+    let mut a = Node { namespace: a, number: 1, lanes: lanes.0, dataplane: None };
+    let mut b = Node { namespace: b, number: 2, lanes: lanes.1, dataplane: None };
+    let underlay = |n: u8| if family == 4 { format!("192.0.2.{n}") } else { format!("2001:db8::{n}") };
+    for node in [&mut a, &mut b] {
+        node.start();
+        node.set_up_interface();
+    }
+    a.set_table(&b, &underlay(2), dial);
+    b.set_table(&a, &underlay(1), false);
+    (a, b)
+}
+
+/// Echoes UDP at `address` until it hears "end".
+fn udp_echo(node: &Node, address: SocketAddr) -> thread::JoinHandle<()> {
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let thread = node.namespace.inside(move || {
+        let socket = UdpSocket::bind(address).unwrap();
+        socket.set_read_timeout(Some(PATIENCE * 2)).unwrap();
+        ready.send(()).unwrap();
+        let mut buffer = [0; 65_536];
+        loop {
+            let (length, from) = socket.recv_from(&mut buffer).expect("nothing to echo for long");
+            if buffer[..length] == *b"end" {
+                return;
+            }
+            let _ = socket.send_to(&buffer[..length], from);
+        }
+    });
+    is_ready.recv().unwrap();
+    thread
+}
+
+/// Sends until one packet comes back; returns how long it took.
+fn ask(node: &Node, to: SocketAddr, payload: usize) -> Duration {
+    let thread = node.namespace.inside(move || {
+        let any: IpAddr = if to.is_ipv4() { "0.0.0.0".parse().unwrap() } else { "::".parse().unwrap() };
+        let socket = UdpSocket::bind((any, 0)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let start = Instant::now();
+        let message = vec![7; payload];
+        let mut buffer = vec![0; 65_536];
+        while start.elapsed() < PATIENCE {
+            let _ = socket.send_to(&message, to);
+            if socket.recv(&mut buffer).is_ok_and(|length| buffer[..length] == message[..]) {
+                return start.elapsed();
+            }
+        }
+        panic!("no echo from {to} within {PATIENCE:?}");
+    });
+    thread.join().unwrap()
+}
+
+fn end(node: &Node, to: SocketAddr) {
+    let thread = node.namespace.inside(move || {
+        let any: IpAddr = if to.is_ipv4() { "0.0.0.0".parse().unwrap() } else { "::".parse().unwrap() };
+        UdpSocket::bind((any, 0)).unwrap().send_to(b"end", to).unwrap();
+    });
+    thread.join().unwrap();
+}
+
+/// Moves `bytes` from `from` to `to` by TCP over `streams` connections, checks each byte; returns the time.
+fn tcp(from: &Node, to: &Node, address: SocketAddr, bytes: usize, streams: usize) -> Duration {
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let server = to.namespace.inside(move || {
+        let listener = TcpListener::bind(address).unwrap();
+        ready.send(()).unwrap();
+        let readers: Vec<_> = (0..streams)
+            .map(|_| {
+                let (mut stream, _) = listener.accept().unwrap();
+                thread::spawn(move || {
+                    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                    let (mut buffer, mut at) = (vec![0; 1 << 18], 0_usize);
+                    while at < bytes / streams {
+                        let length = stream.read(&mut buffer).unwrap();
+                        assert!(length > 0, "ended at {at}");
+                        for (i, byte) in buffer[..length].iter().enumerate() {
+                            assert_eq!(*byte, ((at + i) % 251) as u8, "at {}", at + i);
+                        }
+                        at += length;
+                    }
+                    stream.write_all(b"!").unwrap();
+                })
+            })
+            .collect();
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+    });
+    is_ready.recv().unwrap();
+    let client = from.namespace.inside(move || {
+        let start = Instant::now();
+        let writers: Vec<_> = (0..streams)
+            .map(|_| {
+                let mut stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
+                stream.set_write_timeout(Some(PATIENCE)).unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                thread::spawn(move || {
+                    // 251 is prime: a piece that is lost, doubled or moved shows.
+                    let chunk: Vec<u8> = (0..251 * 1024).map(|i| (i % 251) as u8).collect();
+                    let mut left = bytes / streams;
+                    while left > 0 {
+                        let n = left.min(chunk.len());
+                        stream.write_all(&chunk[..n]).unwrap();
+                        left -= n;
+                    }
+                    stream.read_exact(&mut [0]).unwrap();
+                })
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        start.elapsed()
+    });
+    let took = client.join().unwrap();
+    server.join().unwrap();
+    took
+}
+
+#[test]
+fn pods_reach_each_other_over_both_underlays_in_both_families() {
+    for underlay in [4, 6] {
+        let (a, b) = pair((2, 3), underlay, false);
+        for address in ["10.202.0.1:7", "[fd00:202::1]:7"] {
+            let address: SocketAddr = address.parse().unwrap();
+            let echo = udp_echo(&b, address);
+            ask(&a, address, 100);
+            // More than the tunnel's MTU: the kernel fragments inside.
+            ask(&a, address, 3000);
+            end(&a, address);
+            echo.join().unwrap();
+        }
+        for address in ["10.201.0.1:8", "[fd00:201::1]:8"] {
+            tcp(&b, &a, address.parse().unwrap(), 4 << 20, 3);
+        }
+        let status = a.dataplane().status();
+        assert_eq!(status.peers.len(), 1);
+        assert!(status.workers.iter().all(|worker| worker.failed.is_none()));
+        let up: Vec<_> = status.peers[0].lanes.iter().filter(|lane| lane.established).collect();
+        assert!(!up.is_empty());
+        assert!(up.iter().all(|lane| lane.endpoint.is_some() && lane.handshake_age.is_some()), "{up:?}");
+        assert!(up.iter().any(|lane| lane.rx_bytes > 1 << 20), "{up:?}");
+        // Nothing but the multicast that Linux sends on any interface was dropped.
+        for (cause, n) in status.workers.iter().flat_map(|worker| worker.drops) {
+            assert!(n == 0 || cause == DropCause::NotUnicast, "{cause:?} {n}");
+        }
+    }
+}
+
+#[test]
+fn a_restart_keeps_the_interface_and_costs_less_than_two_seconds() {
+    let (mut a, b) = pair((2, 2), 4, true);
+    let address: SocketAddr = "10.202.0.1:7".parse().unwrap();
+    let echo = udp_echo(&b, address);
+    ask(&a, address, 100);
+    let index =
+        |node: &Node| node.namespace.ip(&format!("-o link show {TUN}")).split(':').next().unwrap().to_owned();
+    let before = index(&a);
+    a.dataplane.take().unwrap().shutdown();
+    assert_eq!(index(&a), before, "the interface stays");
+    let start = Instant::now();
+    a.start();
+    a.set_table(&b, "192.0.2.2", true);
+    ask(&a, address, 100);
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert_eq!(index(&a), before);
+    end(&a, address);
+    echo.join().unwrap();
+}
+
+#[test]
+fn an_interface_that_is_down_or_deleted_is_survived() {
+    let (a, b) = pair((2, 1), 4, true);
+    let address: SocketAddr = "10.202.0.1:7".parse().unwrap();
+    let echo = udp_echo(&b, address);
+    ask(&a, address, 100);
+    a.namespace.ip(&format!("link set {TUN} down"));
+    // Packets of the peer come to a dead end meanwhile.
+    let back: SocketAddr = "10.201.0.1:9".parse().unwrap();
+    end(&b, back);
+    thread::sleep(Duration::from_millis(200));
+    let lost = || -> u64 {
+        let status = a.dataplane().status();
+        status.peers[0].lanes.iter().map(|lane| lane.drops.get(DropCause::TunWriteFailed)).sum()
+    };
+    assert_eq!(lost(), 1);
+    a.namespace.ip(&format!("link set {TUN} up"));
+    a.namespace.ip(&format!("route add 10.202.0.0/24 dev {TUN}"));
+    ask(&a, address, 100);
+
+    a.namespace.ip(&format!("link del {TUN}"));
+    let deadline = Instant::now() + PATIENCE;
+    let exists = || {
+        Command::new("ip")
+            .args(["-n", &a.namespace.0, "link", "show", TUN])
+            .output()
+            .unwrap()
+            .status
+            .success()
+    };
+    while !exists() {
+        assert!(Instant::now() < deadline, "the interface was not made anew");
+        thread::sleep(Duration::from_millis(20));
+    }
+    a.set_up_interface();
+    ask(&a, address, 100);
+    // All workers have their queue back: the kernel spreads flows over both.
+    for _ in 0..8 {
+        ask(&a, address, 100);
+    }
+    assert!(a.dataplane().status().workers.iter().all(|worker| worker.failed.is_none()));
+    end(&a, address);
+    echo.join().unwrap();
+}
+
+#[test]
+fn garbage_at_the_port_is_counted_and_harms_nobody() {
+    let (a, b) = pair((1, 1), 4, true);
+    let address: SocketAddr = "10.202.0.1:7".parse().unwrap();
+    let echo = udp_echo(&b, address);
+    ask(&a, address, 100);
+    let sender = a.namespace.inside(|| {
+        let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
+        for length in 0..200_usize {
+            let mut bytes: Vec<u8> = (0..length).map(|i| (i * 31 + length) as u8).collect();
+            if length >= 4 && length % 2 == 0 {
+                bytes[..4].copy_from_slice(&[1 + (length % 4) as u8, 0, 0, 0]);
+            }
+            socket.send_to(&bytes, ("192.0.2.2", PORT)).unwrap();
+        }
+    });
+    sender.join().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let dropped = || b.dataplane().status().workers[0].drops.total();
+    while dropped() < 200 {
+        assert!(Instant::now() < deadline, "{} of 200 counted", dropped());
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(b.drops(DropCause::Malformed) > 100);
+    ask(&a, address, 100);
+    end(&a, address);
+    echo.join().unwrap();
+}
+
+#[test]
+fn every_outer_packet_carries_the_mark() {
+    let (a, b) = pair((1, 1), 4, true);
+    // A rule that sends what is marked nowhere: if the mark were not there, packets would still arrive.
+    let address: SocketAddr = "10.202.0.1:7".parse().unwrap();
+    let echo = udp_echo(&b, address);
+    ask(&a, address, 100);
+    let sent = |node: &Node| node.dataplane().status().workers[0].tx_outer_packets;
+    a.namespace.ip(&format!("rule add fwmark {FWMARK} unreachable"));
+    let before = sent(&a);
+    end(&a, address);
+    thread::sleep(Duration::from_millis(200));
+    let status = a.dataplane().status();
+    assert_eq!(sent(&a), before);
+    assert_eq!(status.peers[0].lanes[0].drops.get(DropCause::SendFailed), 1);
+    a.namespace.ip(&format!("rule del fwmark {FWMARK}"));
+    end(&a, address);
+    echo.join().unwrap();
+}
+
+#[test]
+fn refusals_name_what_is_in_the_way() {
+    let namespace = Namespace::new("a");
+    namespace.ip("link add other type veth peer name rest");
+    namespace.ip("tuntap add mode tap name tapped");
+    namespace.ip("tuntap add mode tun name plain");
+    let thread = namespace.inside(|| {
+        let start = |interface: &str, port| {
+            Dataplane::start(Settings { interface: interface.into(), port, persist: false, ..settings(1, 2) })
+        };
+        let error = |interface| start(interface, PORT).unwrap_err().to_string();
+        assert!(error("other").contains("ip link delete other"), "{}", error("other"));
+        assert!(error("tapped").contains("ip link delete tapped"), "{}", error("tapped"));
+        assert!(error("plain").contains("ip link delete plain"), "{}", error("plain"));
+        assert!(error("a/b").contains("name of an interface"));
+
+        let _other = UdpSocket::bind(("0.0.0.0", PORT + 1)).unwrap();
+        let taken = start("free", PORT);
+        assert!(
+            matches!(taken, Err(StartError::PortTaken { port, lane: 1 }) if port == PORT + 1),
+            "{taken:?}"
+        );
+        drop(start("free", PORT + 10).unwrap());
+        // What was refused left nothing behind, and what was stopped neither.
+        drop(start("free", PORT + 10).unwrap());
+    });
+    thread.join().unwrap();
+    assert!(!namespace.ip("-o link").contains("free"), "an interface that is not to persist is gone");
+}
+
+/// Without IPv6 in the namespace nothing but IPv4 is asked for.
+#[test]
+fn it_works_where_ipv6_is_switched_off() {
+    let namespace = Namespace::new("a");
+    let thread = namespace.inside(|| {
+        std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
+        drop(Dataplane::start(Settings { persist: false, ..settings(1, 1) }).unwrap());
+    });
+    thread.join().unwrap();
+}
+
+/// `cargo test --release -p podspan-dataplane --test netns -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement, for a person to look at"]
+fn measure() {
+    for lanes in [1, 2] {
+        let (a, b) = pair((lanes, lanes), 4, true);
+        let address: SocketAddr = "10.202.0.1:7".parse().unwrap();
+        let echo = udp_echo(&b, address);
+        ask(&a, address, 100);
+        let pings = a.namespace.inside(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect(address).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut times: Vec<Duration> = (0..20_000)
+                .map(|_| {
+                    let start = Instant::now();
+                    socket.send(&[0; 64]).unwrap();
+                    socket.recv(&mut [0; 64]).unwrap();
+                    start.elapsed()
+                })
+                .collect();
+            times.sort_unstable();
+            (times[10_000], times[19_800])
+        });
+        let (p50, p99) = pings.join().unwrap();
+        end(&a, address);
+        echo.join().unwrap();
+
+        let seconds = Duration::from_secs(3);
+        let sink: SocketAddr = "10.202.0.1:9".parse().unwrap();
+        let received = b.namespace.inside(move || {
+            let socket = UdpSocket::bind(sink).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            let mut n = 0_u64;
+            while socket.recv(&mut [0; 64]).is_ok() {
+                n += 1;
+            }
+            n
+        });
+        let flood = a.namespace.inside(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect(sink).unwrap();
+            let start = Instant::now();
+            while start.elapsed() < seconds {
+                for _ in 0..64 {
+                    let _ = socket.send(&[0; 64]);
+                }
+            }
+        });
+        flood.join().unwrap();
+        let kpps = received.join().unwrap() as f64 / seconds.as_secs_f64() / 1000.0;
+        for streams in [1, 4] {
+            let bytes = 400 << 20;
+            let took = tcp(&a, &b, "10.202.0.1:8".parse().unwrap(), bytes, streams);
+            let gbit = bytes as f64 * 8.0 / took.as_secs_f64() / 1e9;
+            println!("{lanes} lanes: TCP {streams} streams {gbit:.2} Gbit/s");
+        }
+        println!("{lanes} lanes: UDP 64 B {kpps:.0} kpps delivered, RTT p50 {p50:?} p99 {p99:?}");
+    }
+}
