@@ -9,7 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::netns::{self, Netns};
@@ -130,11 +130,14 @@ impl Cmd {
             command.env_clear();
         }
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
-        if let Some(namespace) = &self.namespace {
-            let file = namespace.open()?;
-            // SAFETY: the closure makes one async-signal-safe system call on a descriptor it owns.
-            unsafe { command.pre_exec(move || netns::enter_raw(&file)) };
-        }
+        let namespace = self.namespace.as_ref().map(Netns::open).transpose()?;
+        let begin = move || {
+            // The mask is inherited, and the lab's own blocks the signals by which a program is ended.
+            SigSet::empty().thread_set_mask()?;
+            namespace.as_ref().map_or(Ok(()), netns::enter_raw)
+        };
+        // SAFETY: the closure makes two async-signal-safe system calls, one on a descriptor that it owns.
+        unsafe { command.pre_exec(begin) };
         Ok(command)
     }
 
@@ -266,6 +269,15 @@ mod tests {
         let error = format!("{:#}", cmd.run().unwrap_err());
         assert!(error.contains("longer than 0.1 s"), "{error}");
         assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn a_program_does_not_inherit_blocked_signals() {
+        let blocked = std::thread::spawn(|| {
+            SigSet::all().thread_block().unwrap();
+            Cmd::new("grep").args(["SigBlk", "/proc/self/status"]).text().unwrap()
+        });
+        assert_eq!(blocked.join().unwrap().trim(), "SigBlk:\t0000000000000000");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::command::Cmd;
 use crate::requirements;
 use crate::rules::{Backend, Variant};
 use crate::screen::Screen;
-use crate::state::{Lock, Record, Stage};
+use crate::state::{Lock, Record};
 use crate::topology::Topology;
 use crate::world::{self, Chain, World};
 
@@ -90,77 +90,6 @@ fn with_lock() -> Result<Option<(Lock, Record)>> {
             Ok(None)
         }
     }
-}
-
-pub(crate) fn status() -> Result<ExitCode> {
-    requirements::ensure_root()?;
-    let screen = Screen::new(false);
-    let Some(record) = Record::load()? else {
-        screen.raw("there is no lab; make one with `cargo lab up`");
-        return Ok(ExitCode::FAILURE);
-    };
-    let stage = match record.stage {
-        Stage::Up => "up",
-        Stage::Working => "being made or used by a running command, or left by one that was cut short",
-    };
-    screen.raw(&format!(
-        "lab: {stage}; rules: {}; podspan: {}",
-        record.variant,
-        if record.podspan { "yes" } else { "no" }
-    ));
-    let topology = Topology::standard();
-    let mut well = record.stage == Stage::Up;
-    for cloud in &topology.clouds {
-        screen.raw(&format!(
-            "\ncluster {}: pods {}, {}; services {}, {}",
-            cloud.name, cloud.pod_cidr.v4, cloud.pod_cidr.v6, cloud.service_cidr.v4, cloud.service_cidr.v6
-        ));
-        for node in &cloud.nodes {
-            let kind = if node.gateway {
-                "gateway"
-            } else if node.behind_nat {
-                "behind NAT"
-            } else {
-                "node"
-            };
-            let addresses: Vec<_> = node.addresses().map(|address| address.to_string()).collect();
-            screen.raw(&format!("  {} ({kind}): {}", node.name, addresses.join(", ")));
-            for pod in &node.pods {
-                match record.pods.get(&pod.id()) {
-                    Some(address) => {
-                        screen.raw(&format!("    {:<12} {}, {}", pod.id(), address.v4, address.v6))
-                    }
-                    None => screen.raw(&format!("    {:<12} not attached", pod.id())),
-                }
-            }
-        }
-    }
-    let (alive, dead): (Vec<_>, Vec<_>) = record.daemons.iter().partition(|daemon| daemon.process.is_alive());
-    screen.raw(&format!("\nprocesses: {} running", alive.len()));
-    for daemon in dead {
-        well = false;
-        let log = world::log_path(&daemon.name)?;
-        screen.raw(&format!(
-            "  ended: {} (process {}; see {})",
-            daemon.name,
-            daemon.process.pid,
-            log.display()
-        ));
-    }
-    let missing: Vec<_> =
-        record.namespaces.iter().filter(|name| !crate::netns::Netns::named(*name).exists()).collect();
-    if missing.is_empty() {
-        let leaks = world::leaks(&topology)?;
-        let leaks: Vec<_> = leaks.iter().map(|(from, packets)| format!("{from} {packets}")).collect();
-        screen.raw(&format!(
-            "packets the router dropped as not of the underlay, by where they came from: {}",
-            leaks.join(", ")
-        ));
-    } else {
-        well = false;
-        screen.raw(&format!("namespaces that are gone: {missing:?}"));
-    }
-    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 pub(crate) fn exec(exec: &Exec) -> Result<ExitCode> {

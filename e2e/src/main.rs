@@ -2,6 +2,7 @@
 //!
 //! `cargo lab demo` shows, `cargo lab test` proves, `cargo lab up` makes a world to look around in.
 
+mod capture;
 mod cni_runtime;
 mod command;
 mod commands;
@@ -10,10 +11,12 @@ mod probe;
 mod process;
 mod requirements;
 mod rules;
+mod scenario;
 mod screen;
 mod signals;
 mod snapshot;
 mod state;
+mod status;
 mod topology;
 mod world;
 
@@ -39,6 +42,8 @@ enum Command {
     Status,
     /// Run a command in a pod, on a node or on the router
     Exec(commands::Exec),
+    /// Run all tests: unit, property, simulated, and the lab's scenarios
+    Test(scenario::TestArgs),
     /// Serve probes in the calling namespace
     #[command(hide = true)]
     ProbeServer {
@@ -61,7 +66,8 @@ fn main() -> ExitCode {
         command => signals::listen().and_then(|()| match command {
             Command::Up(up) => commands::up(&up),
             Command::Down => commands::down(),
-            _ => commands::status(),
+            Command::Test(args) => scenario::test(&args),
+            _ => status::status(),
         }),
     };
     match result {

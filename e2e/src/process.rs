@@ -54,14 +54,15 @@ impl ProcessId {
         Ok(())
     }
 
-    /// Asks it to end, and ends it if it has not within `grace`.
-    pub(crate) fn end(self, grace: Duration) -> Result<()> {
+    /// Asks it to end, and ends it if it has not within `grace`; tells whether it ended by itself.
+    pub(crate) fn end(self, grace: Duration) -> Result<bool> {
         self.signal(Signal::SIGTERM)?;
-        if self.wait(grace).is_err() {
-            self.signal(Signal::SIGKILL)?;
-            self.wait(Duration::from_secs(5))?;
+        if self.wait(grace).is_ok() {
+            return Ok(true);
         }
-        Ok(())
+        self.signal(Signal::SIGKILL)?;
+        self.wait(Duration::from_secs(5))?;
+        Ok(false)
     }
 }
 
@@ -81,6 +82,7 @@ mod tests {
 
     #[test]
     fn a_process_is_known_until_it_ends() {
+        #[expect(clippy::zombie_processes, reason = "ProcessId::wait reaps it, which is what is tested")]
         let child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let process = ProcessId::of(child.id()).unwrap();
         assert!(process.is_alive());
@@ -88,7 +90,7 @@ mod tests {
         assert!(!other.is_alive(), "another process of the same id");
         other.signal(Signal::SIGKILL).unwrap();
         assert!(process.is_alive(), "what is signalled is never another process");
-        process.end(Duration::from_secs(5)).unwrap();
+        assert!(process.end(Duration::from_secs(5)).unwrap());
         assert!(!process.is_alive());
     }
 }

@@ -2,6 +2,7 @@
 //! through the same clean-up as any other end.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -10,10 +11,19 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static CLEANING: AtomicBool = AtomicBool::new(false);
 
+/// When the work under way must be done; a mutex and no atomic, since `Instant` has no number.
+static DEADLINE: Mutex<Option<Instant>> = Mutex::new(None);
+
 /// The run was interrupted by a signal; the exit code is then 130.
 #[derive(Debug, thiserror::Error)]
-#[error("interrupted")]
-pub(crate) struct Interrupted;
+pub(crate) enum Interrupted {
+    /// A signal came.
+    #[error("interrupted")]
+    Signal,
+    /// The work took longer than it may.
+    #[error("it took longer than it may")]
+    Deadline,
+}
 
 /// Starts to listen for SIGINT, SIGTERM and SIGHUP. Must come before any other thread is started, since
 /// threads inherit the signal mask; children started by `std::process` get an empty mask.
@@ -37,10 +47,28 @@ pub(crate) fn listen() -> Result<()> {
     Ok(())
 }
 
-/// An error if a signal came; never while cleaning up, since that must go through.
+/// An error if a signal came or the time is up; never while cleaning up, since that must go through.
 pub(crate) fn check() -> Result<(), Interrupted> {
-    let stop = INTERRUPTED.load(Ordering::SeqCst) && !CLEANING.load(Ordering::SeqCst);
-    if stop { Err(Interrupted) } else { Ok(()) }
+    if CLEANING.load(Ordering::SeqCst) {
+        return Ok(());
+    }
+    if INTERRUPTED.load(Ordering::SeqCst) {
+        return Err(Interrupted::Signal);
+    }
+    let deadline = *DEADLINE.lock().unwrap_or_else(PoisonError::into_inner);
+    if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+        return Err(Interrupted::Deadline);
+    }
+    Ok(())
+}
+
+/// Runs `work` with a limit of time: every wait within ends when it is over.
+pub(crate) fn within<T>(time: Duration, work: impl FnOnce() -> T) -> T {
+    let set = |deadline| *DEADLINE.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
+    set(Some(Instant::now() + time));
+    let out = work();
+    set(None);
+    out
 }
 
 /// Whether a signal came, cleaning up or not.

@@ -52,9 +52,9 @@ pub(crate) fn nat(lan: &Lan) -> Script {
     Script::Nft(format!(
         "table ip nat-router {{\n\
          chain postrouting {{ type nat hook postrouting priority srcnat; \
-         oifname outside ip saddr {} masquerade; }}\n\
+         oifname outside ip saddr {0} masquerade; }}\n\
          chain forward {{ type filter hook forward priority filter; policy drop;\n\
-         iifname inside oifname outside accept\nct state established,related accept\n}}\n}}\n",
+         iifname inside oifname outside ip saddr {0} accept\nct state established,related accept\n}}\n}}\n",
         lan.subnet.v4
     ))
 }

@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::tool;
 use crate::netns::Netns;
 
-/// Fields that change by themselves, or that name a thing by a number which is new each time.
-const VOLATILE: [&str; 22] = [
+/// Fields that change by themselves (as all timers of bridges do), or that name a thing by a number which is new each time.
+const VOLATILE: [&str; 19] = [
     "ifindex",
     "link_index",
     "link_netnsid",
@@ -29,9 +29,6 @@ const VOLATILE: [&str; 22] = [
     "backlog",
     "qlen",
     "handle",
-    "hello_timer",
-    "gc_timer",
-    "topology_change_timer",
 ];
 
 /// One list to be taken: section, program, arguments.
@@ -81,7 +78,7 @@ fn entries(list: Vec<Value>) -> BTreeMap<String, String> {
 fn strip(value: &mut Value) {
     match value {
         Value::Object(fields) => {
-            fields.retain(|key, _| !VOLATILE.contains(&key.as_str()));
+            fields.retain(|key, _| !VOLATILE.contains(&key.as_str()) && !key.ends_with("_timer"));
             fields.values_mut().for_each(strip);
         }
         Value::Array(list) => list.iter_mut().for_each(strip),

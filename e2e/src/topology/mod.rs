@@ -116,8 +116,8 @@ pub(crate) struct Cloud {
 #[derive(Clone, Debug)]
 pub(crate) struct Lan {
     pub(crate) subnet: Dual<Cidr>,
-    /// The NAT router's address within.
-    pub(crate) router: IpAddr,
+    /// The NAT router's addresses within; only IPv4 goes on from there.
+    pub(crate) router: Dual<IpAddr>,
     /// The NAT router's public address.
     pub(crate) outside: IpAddr,
 }

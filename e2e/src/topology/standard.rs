@@ -7,8 +7,9 @@
 //! | gamma | gamma-1 gateway, gamma-2 behind NAT | 203.0.113.0/24, 2001:db8:c::/64 | 10.3.0.0/16, fd00:10:3::/48 | 10.103.0.0/16, fd00:10:103::/112 |
 //!
 //! gamma-2 has only a private IPv4 address, translated by the NAT router, and no way to the outside by
-//! IPv6, as in many a private subnet: its tunnels run over IPv4 and carry its pods' IPv6 all the same. The
-//! nodes of gamma reach each other over the private network, which has IPv6 addresses of its own (ULA).
+//! IPv6, as in many a private subnet: its default route leads to a router that answers "no route". Its
+//! tunnels run over IPv4 and carry its pods' IPv6 all the same. The nodes of gamma reach each other over the
+//! private network, which has IPv6 addresses of its own (ULA).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -93,7 +94,7 @@ fn gamma() -> Cloud {
         addresses: vec![(inside(index).v4, 24), (inside(index).v6, 64)],
     };
     let public = Dual { v4: nth(subnet.v4, 11), v6: nth(subnet.v6, 0x11) };
-    let router = nth(lan.v4, 1);
+    let router = Dual { v4: nth(lan.v4, 1), v6: nth(lan.v6, 1) };
     let node = |index: u8| Node {
         name: format!("gamma-{index}"),
         cluster: "gamma",
@@ -123,7 +124,7 @@ fn gamma() -> Cloud {
     let private = Node {
         behind_nat: true,
         interfaces: vec![lan_port("eth0", 2)],
-        default_via: vec![router],
+        default_via: router.both().into(),
         ..node(2)
     };
     Cloud {

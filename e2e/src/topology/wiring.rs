@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use podspan_wire::Cidr;
 
 use super::standard::nth;
-use super::{Cloud, Dual, MTU, Topology};
+use super::{Cloud, Dual, Family, MTU, Topology};
 use crate::netns::Netns;
 
 /// One end of a cable.
@@ -61,7 +61,9 @@ impl Wiring {
             self.cable(&cloud.network(), "nat", &cloud.nat(), "outside");
             self.cable(&cloud.lan_network(), "nat", &cloud.nat(), "inside");
             self.address(&cloud.nat(), "outside", lan.outside, cloud.subnet.v4.length());
-            self.address(&cloud.nat(), "inside", lan.router, lan.subnet.v4.length());
+            for (address, net) in lan.router.both().into_iter().zip(lan.subnet.both()) {
+                self.address(&cloud.nat(), "inside", address, net.length());
+            }
             self.default_route(&cloud.nat(), nth(cloud.subnet.v4, 1));
         }
         for node in &cloud.nodes {
@@ -78,6 +80,13 @@ impl Wiring {
             for other in cloud.nodes.iter().filter(|other| other.name != node.name) {
                 for (pods, via) in other.pod_cidr.both().into_iter().zip(other.internal.both()) {
                     self.line(&node.netns(), format!("route add {pods} via {via}"));
+                }
+                // The public addresses of the cloud's nodes are not behind its NAT router.
+                if node.behind_nat {
+                    for public in &other.endpoints {
+                        let via = other.internal.of(Family::of(*public));
+                        self.line(&node.netns(), format!("route add {public} via {via}"));
+                    }
                 }
             }
         }

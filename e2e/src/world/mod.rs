@@ -21,9 +21,9 @@ use crate::screen::Screen;
 use crate::signals;
 use crate::snapshot::Snapshot;
 use crate::state::{self, Daemon, Lock, Record, Stage};
-use crate::topology::{Cloud, Dual, Family, Node, POD_PORT, Pod, Service, Topology, Wiring};
+use crate::topology::{Cloud, Family, Node, POD_PORT, Pod, Service, Topology, Wiring};
 
-pub(crate) use pods::Chain;
+pub(crate) use pods::{Chain, attachment};
 pub(crate) use teardown::{Leftovers, tear_down};
 
 /// A world that this run of the lab has made. Dropping it takes it down, unless it was told to stay.
@@ -122,21 +122,21 @@ impl World {
     /// Attaches every pod through the CNI chain and starts its probe server.
     pub(crate) fn attach_pods(&mut self, chain: &Chain) -> Result<()> {
         for pod in self.topology.pods().cloned().collect::<Vec<_>>() {
-            let addresses = self.attach(&pod, chain)?;
-            self.record.pods.insert(pod.id(), addresses);
-            self.record.save()?;
+            self.attach_pod(&pod, chain)?;
         }
         let count = self.record.pods.len();
         self.screen.line(&format!("{count} pods are attached through the CNI chain: {chain}"));
         Ok(())
     }
 
-    fn attach(&self, pod: &Pod, chain: &Chain) -> Result<Dual<IpAddr>> {
-        signals::check()?;
-        let node = self.topology.node(&pod.node).context("the pod's node")?;
-        let runtime = self.runtime(node, chain)?;
+    /// Attaches one pod.
+    pub(crate) fn attach_pod(&mut self, pod: &Pod, chain: &Chain) -> Result<()> {
+        let runtime = self.runtime(self.node(&pod.node)?, chain)?;
         let result = runtime.add(&pods::attachment(pod))?;
-        pods::addresses(&result).with_context(|| format!("the CNI result for {}", pod.id()))
+        let addresses =
+            pods::addresses(&result).with_context(|| format!("the CNI result for {}", pod.id()))?;
+        self.record.pods.insert(pod.id(), addresses);
+        self.record.save()
     }
 
     /// The CNI runtime of a node.

@@ -1,7 +1,7 @@
 //! Taking a world down from its record alone, so that it works after any crash.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
@@ -69,8 +69,10 @@ fn end_all(record: &Record, note: &mut impl FnMut(&str, Result<()>)) {
     for daemon in &record.daemons {
         note(&daemon.name, daemon.process.signal(Signal::SIGTERM));
     }
+    let end = Instant::now() + GRACE;
     for daemon in &record.daemons {
-        note(&daemon.name, daemon.process.end(GRACE));
+        let grace = end.saturating_duration_since(Instant::now());
+        note(&daemon.name, daemon.process.end(grace).map(drop));
     }
 }
 

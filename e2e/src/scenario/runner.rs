@@ -1,0 +1,232 @@
+//! `lab test`: the workspace's own tests, then the scenarios, world by world.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+
+use super::{Scenario, Setting, all};
+use crate::command::Cmd;
+use crate::screen::Screen;
+use crate::world::{Chain, World};
+use crate::{requirements, signals};
+
+#[derive(Debug, Args)]
+pub(crate) struct TestArgs {
+    /// Only what has this in its name; see --list
+    filter: Option<String>,
+    /// Tell the names and what each shows, and run nothing
+    #[arg(long)]
+    list: bool,
+    /// At the first failure stop and leave the world as it is
+    #[arg(long)]
+    keep_on_failure: bool,
+}
+
+/// How long the workspace's own tests may take, their compilation included.
+const CARGO_TIME: Duration = Duration::from_secs(3600);
+
+/// The tests that `cargo test` runs: name, what they show, arguments.
+const CARGO_TESTS: [(&str, &str, &[&str]); 2] = [
+    ("cargo/workspace", "unit and property tests of all crates", &["test", "--workspace"]),
+    (
+        "cargo/simulated",
+        "pairs of nodes in virtual time: loss, reordering, duplication, MTU",
+        &["test", "-p", "podspan-dataplane", "--features", "sim"],
+    ),
+];
+
+#[derive(Debug, Default)]
+struct Tally {
+    passed: u64,
+    failed: Vec<String>,
+    failed_count: u64,
+}
+
+impl Tally {
+    fn fail(&mut self, name: &str, count: u64) {
+        self.failed.push(name.to_owned());
+        self.failed_count += count;
+    }
+}
+
+/// Runs the tests. The last line is `N passed, N failed`.
+pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
+    let wanted = |name: &str| args.filter.as_deref().is_none_or(|filter| name.contains(filter));
+    let scenarios: Vec<_> = all().into_iter().filter(|scenario| wanted(&scenario.full_name())).collect();
+    let cargo: Vec<_> = CARGO_TESTS.into_iter().filter(|(name, ..)| wanted(name)).collect();
+    if scenarios.is_empty() && cargo.is_empty() {
+        bail!(
+            "no test has {:?} in its name; see `cargo lab test --list`",
+            args.filter.as_deref().unwrap_or("")
+        );
+    }
+    if args.list {
+        let screen = Screen::new(false);
+        for (name, about, _) in cargo {
+            screen.raw(&format!("{name:<32} {about}"));
+        }
+        for scenario in scenarios {
+            screen.raw(&format!("{:<32} {}", scenario.full_name(), scenario.about));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let screen = Screen::new(false);
+    requirements::ensure(&screen)?;
+    let mut tally = Tally::default();
+    for (name, about, arguments) in cargo {
+        screen.heading(&format!("{name}: {about}"));
+        run_cargo(name, arguments, &screen, &mut tally)?;
+    }
+    let mut rest = &scenarios[..];
+    while let Some(first) = rest.first() {
+        let count = rest.iter().take_while(|scenario| scenario.setting == first.setting).count();
+        let (group, later) = rest.split_at(count);
+        rest = later;
+        if run_world(first.setting, group, args, &screen, &mut tally)? == Next::Stop {
+            break;
+        }
+    }
+    for name in &tally.failed {
+        screen.raw(&format!("failed: {name}"));
+    }
+    screen.raw(&format!("{} passed, {} failed", tally.passed, tally.failed_count));
+    Ok(if tally.failed_count == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_cargo(name: &str, arguments: &[&str], screen: &Screen, tally: &mut Tally) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
+    let (subcommand, more) = arguments.split_first().context("a cargo subcommand")?;
+    let finished = Cmd::new(cargo)
+        .arg(subcommand)
+        .args(["--manifest-path", manifest, "--no-fail-fast"])
+        .args(more)
+        .timeout(CARGO_TIME)
+        .run()?;
+    let (stdout, stderr) = (finished.stdout_text(), finished.stderr_text());
+    let (passed, failed) = count_results(&stdout);
+    tally.passed += passed;
+    screen.line(&format!("{passed} passed, {failed} failed"));
+    // A test program that crashes, or does not compile, has no result line.
+    if !finished.status.success() || failed > 0 || passed == 0 {
+        screen.raw(&format!("{stdout}\n{stderr}"));
+        tally.fail(name, failed.max(1));
+    }
+    Ok(())
+}
+
+/// Sums up lines such as `test result: ok. 24 passed; 0 failed; ...`.
+fn count_results(text: &str) -> (u64, u64) {
+    let mut sum = (0, 0);
+    for line in text.lines().filter(|line| line.starts_with("test result:")) {
+        let count = |word: &str| -> u64 {
+            let parts = line.split([';', '.']).map(str::trim);
+            parts.filter_map(|part| part.strip_suffix(word)?.trim().parse::<u64>().ok()).sum()
+        };
+        sum = (sum.0 + count(" passed"), sum.1 + count(" failed"));
+    }
+    sum
+}
+
+#[derive(PartialEq, Eq)]
+enum Next {
+    GoOn,
+    Stop,
+}
+
+fn build(setting: Setting, screen: &Screen) -> Result<World> {
+    let mut world = World::create(setting.variant, *screen)?;
+    world.attach_pods(&Chain::bare())?;
+    world.start_services()?;
+    world.start_probes()?;
+    Ok(world)
+}
+
+/// Runs the scenarios of one world. After a failure the next one gets a new world, so that one failure is not
+/// the cause of another.
+fn run_world(
+    setting: Setting,
+    group: &[Scenario],
+    args: &TestArgs,
+    screen: &Screen,
+    tally: &mut Tally,
+) -> Result<Next> {
+    screen.heading(&setting.name());
+    let mut world = None;
+    for scenario in group {
+        let name = scenario.full_name();
+        let begin = Instant::now();
+        let result = signals::within(scenario.timeout, || {
+            let mut current = match world.take() {
+                Some(world) => world,
+                None => build(setting, screen).context("the world could not be made")?,
+            };
+            let result = caught(scenario, &mut current);
+            world = Some(current);
+            result
+        });
+        signals::check()?;
+        let seconds = begin.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => {
+                tally.passed += 1;
+                screen.line(&format!("passed: {name} ({seconds:.1} s): {}", scenario.about));
+            }
+            Err(error) => {
+                tally.fail(&name, 1);
+                screen.line(&format!("FAILED: {name} ({seconds:.1} s): {}\n{error:#}", scenario.about));
+                if args.keep_on_failure {
+                    if let Some(world) = world {
+                        world.stay()?;
+                    }
+                    screen.line("the world stands as it failed; end it with `cargo lab down`");
+                    return Ok(Next::Stop);
+                }
+                close(world.take(), &name, screen, tally)?;
+            }
+        }
+    }
+    close(world, &setting.name(), screen, tally)?;
+    Ok(Next::GoOn)
+}
+
+/// Takes the world down; whatever it leaves is a failure of its own.
+fn close(world: Option<World>, name: &str, screen: &Screen, tally: &mut Tally) -> Result<()> {
+    if let Some(world) = world {
+        let left = world.down()?;
+        if left.is_empty() {
+            tally.passed += 1;
+            screen.line("passed: the world is down and has left nothing");
+        } else {
+            tally.fail(&format!("{name}: leftovers"), 1);
+            screen.line(&format!("FAILED: the world has left: {left}"));
+        }
+    }
+    Ok(())
+}
+
+/// A panic in a scenario is its failure, not the end of the run.
+fn caught(scenario: &Scenario, world: &mut World) -> Result<()> {
+    let run = std::panic::AssertUnwindSafe(|| (scenario.run)(world));
+    std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err(anyhow!("the scenario panicked: {}", text.unwrap_or_default()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_lines_are_summed_up() {
+        let text = "running 3 tests\n\
+             test result: ok. 24 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.11s\n\
+             test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.11s\n";
+        assert_eq!(count_results(text), (26, 1));
+        assert_eq!(count_results("error: could not compile"), (0, 0));
+    }
+}
