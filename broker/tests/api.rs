@@ -1,5 +1,7 @@
 //! The API over real TLS: what it does, and whom and what it refuses.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
 mod support;
 
 use std::time::Duration;

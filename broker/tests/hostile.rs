@@ -1,5 +1,7 @@
 //! Whatever comes to the port, and whatever a broker says to a client.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
 mod support;
 
 use std::net::SocketAddr;

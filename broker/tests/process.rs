@@ -1,5 +1,7 @@
 //! The binary itself: killed, stopped, misconfigured.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
 mod support;
 
 use std::collections::BTreeMap;
@@ -264,7 +266,9 @@ async fn sigterm_ends_watches_cleanly_finishes_requests_and_exits_0() {
 
 #[tokio::test]
 async fn a_client_that_never_finishes_does_not_hold_up_the_end() {
-    let broker = Running::start().await;
+    let broker = Running::with(|config| config.health_listen = Some((config.listen[0].ip(), 0).into())).await;
+    let health = broker.broker.health_address().unwrap();
+    assert_eq!(get(health, "/readyz").await, (200, "ready\n".to_owned()));
     let alpha = cluster("alpha", 1);
     let mut stuck = broker.site.connect(&alpha, broker.address()).await;
     use tokio::io::AsyncWriteExt as _;
@@ -276,7 +280,13 @@ async fn a_client_that_never_finishes_does_not_hold_up_the_end() {
     stuck.flush().await.unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
     let begun = Instant::now();
-    assert!(!broker.broker.stop(Duration::from_secs(1)).await, "it was broken off");
+    let stopping = tokio::spawn(broker.broker.stop(Duration::from_secs(1)));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let (status, why) = get(health, "/readyz").await;
+    assert_eq!(status, 503);
+    assert!(why.contains("draining"), "{why}");
+    assert_eq!(get(health, "/healthz").await.0, 200);
+    assert!(!stopping.await.unwrap(), "it was broken off");
     assert!(begun.elapsed() < Duration::from_secs(4));
 }
 

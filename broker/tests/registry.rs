@@ -1,5 +1,7 @@
 //! The registry against a model that keeps everything in the plainest way.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
 mod support;
 
 use std::collections::BTreeMap;
@@ -23,7 +25,7 @@ fn empty() -> Registry {
 }
 
 fn entries(registry: &Registry) -> Vec<Entry> {
-    registry.resume(None).entries.iter().map(|stored| stored.entry()).collect()
+    registry.resume(None).entries().iter().map(|stored| stored.entry()).collect()
 }
 
 /// The registry that a restart would make of what was written.
@@ -73,7 +75,7 @@ impl Watcher {
         let resume = registry.resume(self.token.as_ref());
         assert_eq!(resume.reset, self.token.is_none(), "a token of this store never resets");
         let mut last = self.token.as_ref().map_or(0, |token| token.revision);
-        for stored in &resume.entries {
+        for stored in resume.entries() {
             assert!(stored.revision > last, "in order, nothing twice");
             last = stored.revision;
             self.seen.insert(stored.verified.record().id(), stored.entry());

@@ -1,5 +1,7 @@
 //! The store: failing disks, foreign and broken files.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
 mod support;
 
 use std::sync::Arc;
@@ -87,18 +89,6 @@ async fn a_failing_disk_acknowledges_nothing_and_heals() {
     assert_eq!(client.put(&third).await.unwrap().revision, 3);
     drop(watch);
     assert!(broker.stop(std::time::Duration::from_secs(10)).await);
-}
-
-/// GET over plain HTTP: status and body.
-async fn get(address: std::net::SocketAddr, path: &str) -> (u16, String) {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
 fn commit(store: &mut RedbStore, revision: u64, node: &str) {

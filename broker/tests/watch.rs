@@ -1,5 +1,7 @@
 //! Watching: nothing is lost between snapshot and live, over restarts, or by being slow.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
 mod support;
 
 use std::time::Duration;

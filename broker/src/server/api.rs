@@ -12,16 +12,17 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::StatusCode;
 use hyper::body::Bytes;
 use hyper::http::request::Parts;
-use podspan_wire::api::{MAX_BODY, PutAnswer, Renew, RenewAnswer, Token};
+use podspan_wire::api::{List, MAX_BODY, PutAnswer, Renew, RenewAnswer, Token};
 use podspan_wire::{ClusterId, NodeId, RecordState, SignedRecord};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch::Receiver;
 
 use super::auth::{Gate, Member, Peer};
 use super::engine::{Engine, wall_clock};
-use super::failure::{Failure, json};
+use super::failure::{Failure, json, json_body};
 use super::limits::Buckets;
 use super::metrics::Metrics;
+use super::registry::{Resume, Stored};
 use super::watch;
 
 /// How long a request's body may take to arrive.
@@ -41,6 +42,8 @@ pub struct Shared {
     pub lease: Duration,
     /// Requests of each cluster.
     pub requests: Mutex<Buckets<ClusterId>>,
+    /// The last list that was asked for, as it was sent.
+    pub list: tokio::sync::Mutex<Option<(Token, Bytes)>>,
     /// When the broker was started: the zero of `requests`.
     pub start: Instant,
     /// Becomes true when the broker is to stop.
@@ -214,10 +217,28 @@ async fn renew(state: App, Path((cluster, node)): Path<(String, String)>, reques
 async fn list(state: App, request: Request) -> Response {
     let outcome = async {
         enter(&state, &request.into_parts().0).await?;
-        Ok(json(StatusCode::OK, &within(state.engine.list()).await?))
+        let resume = within(state.engine.list()).await?;
+        // One at a time, and the same revision only once: a list may be large.
+        let mut last = state.list.lock().await;
+        let body = match &*last {
+            Some((token, body)) if *token == resume.token => body.clone(),
+            _ => {
+                let body = serialised(&resume);
+                *last = Some((resume.token, body.clone()));
+                body
+            }
+        };
+        drop(last);
+        Ok(json_body(StatusCode::OK, body))
     };
     let outcome = outcome.await;
     finish(&state, "list", outcome)
+}
+
+fn serialised(resume: &Resume) -> Bytes {
+    let entries = resume.entries().iter().map(Stored::entry).collect();
+    // These types always serialise: no maps with keys other than text.
+    serde_json::to_vec(&List { token: resume.token.clone(), entries }).unwrap_or_default().into()
 }
 
 async fn start_watch(state: App, request: Request) -> Response {

@@ -15,7 +15,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use hyper::body::Bytes;
-use podspan_wire::api::{Entry, List, Token, WatchEvent};
+use podspan_wire::api::{Entry, Token, WatchEvent};
 use podspan_wire::{ClusterId, NodeId, Trust, UnixTime, VerifiedRecord, Version};
 use tokio::sync::{mpsc, oneshot};
 
@@ -70,7 +70,7 @@ enum Command {
     Put(Box<VerifiedRecord>, Reply<u64>),
     Renew(NodeId, Version, Reply<()>),
     Note(ClusterId, u64, Reply<()>),
-    List(Reply<(Token, Resume)>),
+    List(Reply<Resume>),
     Watch(Option<Token>, ClusterId, u64, Reply<Subscription>),
 }
 
@@ -198,13 +198,12 @@ impl Engine {
         self.ask(|reply| Command::Note(cluster, serial, reply)).await
     }
 
-    /// Everything that is stored.
+    /// Everything that is stored, from the beginning.
     ///
     /// # Errors
     /// [`EngineError`].
-    pub async fn list(&self) -> Result<List, EngineError> {
-        let (token, resume) = self.ask(Command::List).await?;
-        Ok(List { token, entries: resume.entries.iter().map(super::registry::Stored::entry).collect() })
+    pub async fn list(&self) -> Result<Resume, EngineError> {
+        self.ask(Command::List).await
     }
 
     /// Starts a watch.
@@ -284,7 +283,7 @@ struct Thread {
 enum Pending {
     Put(Result<u64, Refused>, Reply<u64>),
     Done(Result<(), Refused>, Reply<()>),
-    List(Reply<(Token, Resume)>),
+    List(Reply<Resume>),
     Watch(Option<Token>, ClusterId, u64, Reply<Subscription>),
 }
 
@@ -413,7 +412,7 @@ impl Thread {
             self.watchers.clear();
         }
         self.share_serials();
-        self.publish(resume.entries.iter().map(super::registry::Stored::entry));
+        self.publish(resume.entries().iter().map(super::registry::Stored::entry));
     }
 
     /// Hands changes to every watcher. One whose queue is full is cut off and told so.
@@ -450,7 +449,7 @@ impl Thread {
                 let _ = reply.send(settle(outcome, written));
             }
             Pending::List(reply) => {
-                let _ = reply.send(Ok((self.registry.token(), self.registry.resume(None))));
+                let _ = reply.send(Ok(self.registry.resume(None)));
             }
             Pending::Watch(from, cluster, serial, reply) => {
                 let _ = reply.send(self.subscribe(from.as_ref(), cluster, serial));

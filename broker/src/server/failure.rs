@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::Response;
 use hyper::StatusCode;
+use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use podspan_wire::api::ApiError;
 use podspan_wire::{NodeId, Refusal, Version};
@@ -60,7 +61,12 @@ impl Failure {
 /// An answer with a JSON body.
 pub(crate) fn json<T: serde::Serialize>(status: StatusCode, body: &T) -> Response {
     // These types always serialise: no maps with keys other than text.
-    let mut response = Response::new(Body::from(serde_json::to_vec(body).unwrap_or_default()));
+    json_body(status, serde_json::to_vec(body).unwrap_or_default().into())
+}
+
+/// An answer whose body is JSON already.
+pub(crate) fn json_body(status: StatusCode, body: Bytes) -> Response {
+    let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response

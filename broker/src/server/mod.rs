@@ -129,6 +129,7 @@ impl Broker {
             metrics: metrics.clone(),
             lease: config.lease,
             requests: Mutex::new(Buckets::new(limits.requests_per_second, limits.requests_burst)),
+            list: tokio::sync::Mutex::default(),
             start: Instant::now(),
             stopping: is_draining.clone(),
         });

@@ -11,6 +11,7 @@
 //! lease of grace, and a lapsed one stays lapsed until it is renewed. So a watcher that resumes after a
 //! restart has seen every change of a lease that happened before it.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -173,10 +174,25 @@ impl Batch {
 pub struct Resume {
     /// Whether it must forget what it has.
     pub reset: bool,
-    /// What it has not seen, in the order of revision.
-    pub entries: Vec<Stored>,
-    /// Where it stands after these.
+    /// Everything, in the order of revision: one list, shared by all who start at this revision.
+    snapshot: Arc<[Stored]>,
+    /// How many at its beginning the watcher has seen.
+    seen: usize,
+    /// Where the watcher stands after these.
     pub token: Token,
+}
+
+impl Resume {
+    /// What the watcher has not seen, in the order of revision.
+    #[must_use]
+    pub fn entries(&self) -> &[Stored] {
+        self.snapshot.get(self.seen..).unwrap_or_default()
+    }
+
+    /// Lets go of the entries once they were sent.
+    pub fn forget(&mut self) {
+        self.snapshot = Arc::default();
+    }
 }
 
 enum Undo {
@@ -200,6 +216,9 @@ pub struct Registry {
     journal: Vec<Undo>,
     dirty: BTreeSet<NodeId>,
     dirty_serials: BTreeSet<ClusterId>,
+    /// All entries by revision, made when first asked for after a change: when thousands of watchers come
+    /// back at once, they share it.
+    snapshot: OnceCell<Arc<[Stored]>>,
 }
 
 impl Registry {
@@ -220,6 +239,7 @@ impl Registry {
             journal: Vec::new(),
             dirty: BTreeSet::new(),
             dirty_serials: BTreeSet::new(),
+            snapshot: OnceCell::new(),
         }
     }
 
@@ -403,12 +423,15 @@ impl Registry {
         let seen = from
             .filter(|token| token.store == self.store && token.revision <= self.revision)
             .map(|token| token.revision);
-        let entries = self
-            .by_revision
-            .range(seen.map_or(0, |seen| seen.saturating_add(1))..)
-            .filter_map(|(_, id)| self.get(id).cloned())
-            .collect();
-        Resume { reset: seen.is_none(), entries, token: self.token() }
+        let snapshot = self
+            .snapshot
+            .get_or_init(|| self.by_revision.values().filter_map(|id| self.get(id).cloned()).collect());
+        Resume {
+            reset: seen.is_none(),
+            snapshot: snapshot.clone(),
+            seen: snapshot.partition_point(|stored| seen.is_some_and(|seen| stored.revision <= seen)),
+            token: self.token(),
+        }
     }
 
     /// Where the registry stands.
@@ -480,6 +503,10 @@ impl Registry {
             Some(new) => self.clusters.entry(id.cluster.clone()).or_default().insert(id.node.clone(), new),
             None => self.clusters.get_mut(&id.cluster).and_then(|nodes| nodes.remove(&id.node)),
         };
+        // A deadline is not shown to anybody.
+        if old.as_ref().map(|old| old.revision) != added.map(|(revision, _)| revision) {
+            self.snapshot.take();
+        }
         if let Some(old) = &old {
             self.count -= 1;
             self.by_revision.remove(&old.revision);

@@ -1,6 +1,5 @@
 //! A watch as a stream of lines.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,7 +12,6 @@ use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::engine::{Subscription, line, wall_clock};
-use super::registry::Stored;
 use super::stopped;
 
 /// How often a bookmark is sent; the API promises 10 s.
@@ -21,7 +19,8 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(5);
 
 struct Lines {
     subscription: Subscription,
-    snapshot: VecDeque<Stored>,
+    /// How many entries of the snapshot were sent.
+    sent: usize,
     token: Token,
     stage: Stage,
     bookmarks: Interval,
@@ -39,15 +38,14 @@ enum Stage {
 /// The lines of a watch: a reset if need be, the entries, a bookmark, then changes and bookmarks. It ends
 /// when the watcher is too slow (after `resync`), when the grant ends, or when the broker stops.
 pub(super) fn lines(
-    mut subscription: Subscription,
+    subscription: Subscription,
     not_after: UnixTime,
     stopping: Receiver<bool>,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    let snapshot = std::mem::take(&mut subscription.resume.entries).into();
     let token = subscription.resume.token.clone();
     let mut bookmarks = interval_at(Instant::now() + BOOKMARK_EVERY, BOOKMARK_EVERY);
     bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let lines = Lines { subscription, snapshot, token, stage: Stage::Begin, bookmarks, not_after, stopping };
+    let lines = Lines { subscription, sent: 0, token, stage: Stage::Begin, bookmarks, not_after, stopping };
     unfold(lines, |mut lines| async move { lines.next().await.map(|line| (Ok(line), lines)) })
 }
 
@@ -63,9 +61,11 @@ impl Lines {
                 }
                 Stage::Snapshot => {
                     // The entries were taken at one moment, and what came after waits in the queue.
-                    if let Some(stored) = self.snapshot.pop_front() {
+                    if let Some(stored) = self.subscription.resume.entries().get(self.sent) {
+                        self.sent += 1;
                         return Some(line(&WatchEvent::Entry(stored.entry())));
                     }
+                    self.subscription.resume.forget();
                     self.stage = Stage::Live;
                     return Some(self.bookmark());
                 }

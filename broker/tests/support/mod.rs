@@ -1,6 +1,7 @@
 //! What the tests share: a cluster set, clusters, records, brokers in this process, raw TLS.
 
 #![allow(dead_code, reason = "every test binary uses another part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail, whoever calls it")]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -387,4 +388,15 @@ pub(crate) async fn next_entry(watch: &mut Watch) -> Entry {
 pub(crate) fn claim(entry: &Entry) -> (String, u64) {
     let (id, version) = entry.signed.claim().unwrap();
     (id.to_string(), version.sequence)
+}
+
+/// GET over plain HTTP: status and body.
+pub(crate) async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
