@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use crate::build;
 use crate::command::Cmd;
 use crate::requirements;
 use crate::rules::{Backend, Variant};
 use crate::screen::Screen;
 use crate::state::{Lock, Record};
 use crate::topology::Topology;
-use crate::world::{self, Chain, World};
+use crate::world::{self, World};
 
 /// Which variant of the clusters' own rules a world has.
 #[derive(Clone, Copy, Debug, Args)]
@@ -51,10 +52,9 @@ pub(crate) struct Exec {
 pub(crate) fn up(up: &Up) -> Result<ExitCode> {
     let screen = Screen::new(false);
     requirements::ensure(&screen)?;
+    let programs = if up.bare { None } else { Some(build::programs(&screen)?) };
     let mut world = World::create(up.variant.variant(), screen)?;
-    world.attach_pods(&Chain::bare())?;
-    world.start_services()?;
-    world.start_probes()?;
+    world.start_all(programs.as_ref())?;
     world.stay()?;
     screen.line("the lab is up; look at it with `cargo lab status`, end it with `cargo lab down`");
     Ok(ExitCode::SUCCESS)

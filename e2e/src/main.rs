@@ -2,10 +2,14 @@
 //!
 //! `cargo lab demo` shows, `cargo lab test` proves, `cargo lab up` makes a world to look around in.
 
+mod agent_socket;
+mod build;
 mod capture;
 mod cni_runtime;
 mod command;
 mod commands;
+mod demo;
+mod matrix;
 mod netns;
 mod probe;
 mod process;
@@ -34,6 +38,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show what podspan does, live, then clean up
+    Demo(demo::Demo),
     /// Make the world and leave it running
     Up(commands::Up),
     /// Take the world down and check that nothing is left of it
@@ -64,6 +70,7 @@ fn main() -> ExitCode {
         Command::ProbeClient => probe::run_client().map(|()| ExitCode::SUCCESS),
         Command::Exec(exec) => commands::exec(&exec),
         command => signals::listen().and_then(|()| match command {
+            Command::Demo(demo) => demo::demo(&demo),
             Command::Up(up) => commands::up(&up),
             Command::Down => commands::down(),
             Command::Test(args) => scenario::test(&args),

@@ -176,7 +176,7 @@ fn is_wireguard(message: &[u8]) -> bool {
         Some([2, 0, 0, 0]) => message.len() == 92,
         Some([3, 0, 0, 0]) => message.len() == 64,
         // Header, counter and tag are 32 bytes; the content is padded to a multiple of 16.
-        Some([4, 0, 0, 0]) => message.len() >= 32 && message.len() % 16 == 0,
+        Some([4, 0, 0, 0]) => message.len() >= 32 && message.len().is_multiple_of(16),
         _ => false,
     }
 }

@@ -25,7 +25,7 @@ pub(crate) fn router(topology: &Topology) -> Script {
     let mut rules = String::new();
     for (interface, net) in &underlay {
         let counter = leak_counter(interface);
-        let _ = write!(counters, "counter {counter} {{ }}\n");
+        let _ = writeln!(counters, "counter {counter} {{ }}");
         let _ = write!(
             rules,
             "iifname \"{interface}\" ip saddr {} ip daddr @underlay4 accept\n\

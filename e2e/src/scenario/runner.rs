@@ -7,10 +7,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 
 use super::{Scenario, Setting, all};
-use crate::command::Cmd;
 use crate::screen::Screen;
-use crate::world::{Chain, World};
-use crate::{requirements, signals};
+use crate::world::World;
+use crate::{build, requirements, signals};
 
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
@@ -96,12 +95,12 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
 }
 
 fn run_cargo(name: &str, arguments: &[&str], screen: &Screen, tally: &mut Tally) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
     let (subcommand, more) = arguments.split_first().context("a cargo subcommand")?;
-    let finished = Cmd::new(cargo)
+    let finished = build::cargo()
         .arg(subcommand)
-        .args(["--manifest-path", manifest, "--no-fail-fast"])
+        .arg("--no-fail-fast")
+        .arg("--manifest-path")
+        .arg(build::manifest())
         .args(more)
         .timeout(CARGO_TIME)
         .run()?;
@@ -138,9 +137,8 @@ enum Next {
 
 fn build(setting: Setting, screen: &Screen) -> Result<World> {
     let mut world = World::create(setting.variant, *screen)?;
-    world.attach_pods(&Chain::bare())?;
-    world.start_services()?;
-    world.start_probes()?;
+    let programs = if setting.podspan { Some(build::programs(screen)?) } else { None };
+    world.start_all(programs.as_ref())?;
     Ok(world)
 }
 

@@ -2,6 +2,7 @@
 //! again, whatever happened.
 
 mod pods;
+mod podspan;
 mod sysctl;
 mod teardown;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::build::Programs;
 use crate::cni_runtime::Runtime;
 use crate::command::Cmd;
 use crate::netns::{self, Netns};
@@ -142,6 +144,21 @@ impl World {
     /// The CNI runtime of a node.
     pub(crate) fn runtime(&self, node: &Node, chain: &Chain) -> Result<Runtime> {
         pods::runtime(node, chain)
+    }
+
+    /// Everything from here on: podspan, if its programs are given, pods, services, probes.
+    pub(crate) fn start_all(&mut self, programs: Option<&Programs>) -> Result<()> {
+        let chain = match programs {
+            Some(programs) => self.start_podspan(programs)?,
+            None => Chain::bare(),
+        };
+        self.attach_pods(&chain)?;
+        self.start_services()?;
+        self.start_probes()?;
+        if programs.is_some() {
+            self.wait_until_joined()?;
+        }
+        Ok(())
     }
 
     /// kube-proxy's rules on every node; the pods must be attached.

@@ -1,0 +1,200 @@
+//! podspan in the world: the cluster set, the broker, an agent on every node.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use podspan_wire::status::{Reachability, Status};
+
+use super::pods::{self, PodspanPlugin};
+use super::{Chain, World, wait_for_tcp};
+use crate::agent_socket;
+use crate::build::Programs;
+use crate::command::Cmd;
+use crate::signals;
+use crate::state;
+use crate::topology::{BROKER_PORT, Node};
+
+/// Parallel tunnels of each node: more than one, so that spreading over them is tried.
+pub(crate) const LANES: u16 = 2;
+
+/// How long the agents have to find each other.
+const JOIN: Duration = Duration::from_secs(30);
+
+/// The directory of the cluster set, with the root key.
+fn set_directory() -> PathBuf {
+    state::path("podspan/set")
+}
+
+/// The bundle of a cluster.
+pub(crate) fn bundle(cluster: &str) -> PathBuf {
+    state::path("podspan").join(format!("{cluster}.bundle"))
+}
+
+/// The settings file of a node's agent.
+pub(crate) fn agent_config(node: &Node) -> PathBuf {
+    state::path(pods::node_directory(node)).join("agent.toml")
+}
+
+/// The name of a node's agent among the daemons.
+pub(crate) fn agent_name(node: &str) -> String {
+    format!("agent {node}")
+}
+
+/// The name of the broker among the daemons.
+pub(crate) const BROKER: &str = "broker";
+
+impl World {
+    /// Makes the cluster set, starts the broker and an agent on every node. The CNI chain that pods are to be
+    /// attached through is the answer.
+    pub(crate) fn start_podspan(&mut self, programs: &Programs) -> Result<Chain> {
+        self.create_cluster_set(programs)?;
+        self.start_broker(programs)?;
+        for node in self.topology.nodes().cloned().collect::<Vec<_>>() {
+            write_agent_config(&node)?;
+            self.start_agent(&node.name, programs)?;
+        }
+        self.record.podspan = true;
+        self.record.save()?;
+        let agents = self.topology.nodes().count();
+        self.screen.line(&format!("the broker and {agents} agents run"));
+        install_plugin(&programs.plugin)
+    }
+
+    fn create_cluster_set(&self, programs: &Programs) -> Result<()> {
+        state::directory("podspan")?;
+        let address = self.topology.broker.address;
+        let cli = |args: &[&str]| Cmd::new(&programs.cli).args(args);
+        let set = set_directory();
+        cli(&["clusterset", "create", "--name", "lab", "--dir"])
+            .arg(&set)
+            .args(["--broker", &format!("{}:{BROKER_PORT}", address.v4)])
+            .args(["--broker", &format!("[{}]:{BROKER_PORT}", address.v6)])
+            .run_ok()?;
+        for cloud in &self.topology.clouds {
+            let list = |cidrs: [podspan_wire::Cidr; 2]| cidrs.map(|cidr| cidr.to_string()).join(",");
+            cli(&["cluster", "grant", cloud.name, "--dir"])
+                .arg(&set)
+                .args(["--pod-cidr", &list(cloud.pod_cidr.both())])
+                .args(["--service-cidr", &list(cloud.service_cidr.both())])
+                .arg("--out")
+                .arg(bundle(cloud.name))
+                .run_ok()?;
+        }
+        Ok(())
+    }
+
+    /// Starts the broker and waits until it listens.
+    pub(crate) fn start_broker(&mut self, programs: &Programs) -> Result<()> {
+        let config = set_directory().join("broker/broker.toml");
+        let host = self.topology.broker.clone();
+        let cmd = Cmd::new(&programs.broker).arg("--config").arg(config).within(&host.netns());
+        let process = self.start_daemon(BROKER, &cmd)?;
+        let address = (host.address.v4, BROKER_PORT).into();
+        let listens = host.netns().enter(|| wait_for_tcp(address, Duration::from_secs(10)));
+        listens.with_context(|| {
+            let state = if process.is_alive() { "runs" } else { "has ended" };
+            format!("the broker {state} and does not answer; its log ends:\n{}", log_tail(BROKER))
+        })
+    }
+
+    /// Starts the agent of a node; does not wait for anything.
+    pub(crate) fn start_agent(&mut self, node: &str, programs: &Programs) -> Result<()> {
+        let node = self.node(node)?.clone();
+        let cmd = Cmd::new(&programs.agent).arg("--config").arg(agent_config(&node)).within(&node.netns());
+        self.start_daemon(&agent_name(&node.name), &cmd)?;
+        Ok(())
+    }
+
+    /// What the agent of a node says of itself.
+    pub(crate) fn agent_status(&self, node: &Node) -> Result<Status> {
+        agent_socket::status(&pods::socket(node)).with_context(|| {
+            format!("the agent of {} (its log ends:\n{})", node.name, log_tail(&agent_name(&node.name)))
+        })
+    }
+
+    /// Waits until every agent has a tunnel to every gateway of every other cluster.
+    pub(crate) fn wait_until_joined(&self) -> Result<()> {
+        let end = Instant::now() + JOIN;
+        loop {
+            let missing = self.missing()?;
+            if missing.is_empty() {
+                self.screen.line("every node has tunnels to all gateways of the other clusters");
+                return Ok(());
+            }
+            if Instant::now() > end {
+                bail!("after {} s still not joined:\n  {}", JOIN.as_secs(), missing.join("\n  "));
+            }
+            signals::sleep(Duration::from_millis(100))?;
+        }
+    }
+
+    fn missing(&self) -> Result<Vec<String>> {
+        let mut missing = Vec::new();
+        for node in self.topology.nodes() {
+            let status = match self.agent_status(node) {
+                Ok(status) => status,
+                Err(error) => {
+                    if !self.daemon(&agent_name(&node.name))?.is_alive() {
+                        return Err(error.context("an agent has ended"));
+                    }
+                    missing.push(format!("{error:#}"));
+                    continue;
+                }
+            };
+            for cloud in self.topology.clouds.iter().filter(|cloud| cloud.name != node.cluster) {
+                let seen = status.clusters.iter().find(|seen| seen.cluster.as_str() == cloud.name);
+                let state = seen.map(|seen| seen.state);
+                let all_known = seen.is_some_and(|seen| seen.nodes.len() == cloud.nodes.len());
+                if state != Some(Reachability::Up) || !all_known {
+                    let state = state.map_or("unknown", Reachability::label);
+                    missing.push(format!(
+                        "{}: {} is {state}; problems: {:?}",
+                        node.name, cloud.name, status.problems
+                    ));
+                }
+            }
+        }
+        Ok(missing)
+    }
+}
+
+/// The agent's two files.
+fn write_agent_config(node: &Node) -> Result<()> {
+    let directory = state::directory(pods::node_directory(node))?;
+    let quoted =
+        |texts: Vec<String>| texts.iter().map(|text| format!("{text:?}")).collect::<Vec<_>>().join(", ");
+    let agent = format!(
+        "bundle = {:?}\nstate-dir = {:?}\nsocket = {:?}\nhealth-listen = \"127.0.0.1:9840\"\n\n\
+         [source]\nfile = \"node.toml\"\n\n[tunnel]\nlanes = {LANES}\n",
+        bundle(node.cluster),
+        directory.join("state"),
+        pods::socket(node),
+    );
+    let endpoints = quoted(node.endpoints.iter().map(ToString::to_string).collect());
+    let facts = format!(
+        "name = {:?}\ngateway = {}\nendpoints = [{endpoints}]\npod-cidrs = [{}]\n",
+        node.name,
+        node.gateway,
+        quoted(node.pod_cidr.both().map(|cidr| cidr.to_string()).into()),
+    );
+    for (file, text) in [("agent.toml", agent), ("node.toml", facts)] {
+        let path = directory.join(file);
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Copies the plugin under the name by which conflists know it.
+fn install_plugin(plugin: &Path) -> Result<Chain> {
+    let directory = state::directory("cni/bin")?;
+    std::fs::copy(plugin, directory.join("podspan")).context("cannot install the CNI plugin")?;
+    Ok(Chain { podspan: Some(PodspanPlugin { directory }) })
+}
+
+/// The end of a daemon's log.
+pub(crate) fn log_tail(name: &str) -> String {
+    let text = super::log_path(name).and_then(|path| Ok(std::fs::read_to_string(path)?)).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
+}
