@@ -1,0 +1,174 @@
+//! What should stand in the kernel, and what was read back from it: plain data, no IO.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use podspan_wire::{Cidr, CidrSet};
+
+/// What podspan wants in this host's kernel: the whole of it, each time.
+///
+/// Built by the agent from the facts of the node and the verified records; compared with what stands by
+/// [`plan`](super::plan::plan). The interface itself is not in it: the data plane makes it, because packets
+/// flow only while somebody holds its queues.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostDesired {
+    /// The TUN interface, such as [`podspan_wire::INTERFACE`]; at most 15 bytes.
+    pub interface: String,
+    /// Its MTU in bytes, the largest inner packet. Under 1280 the kernel takes no IPv6 on it (RFC 8200,
+    /// section 5): IPv6 is then left out, and [`Host::notes`](super::Host::notes) says so.
+    pub mtu: u32,
+    /// The host's own addresses towards remote clusters, at most one of each family is used as preferred
+    /// source: the first. Set as /32 and /128.
+    pub addresses: Vec<IpAddr>,
+    /// podspan's own routing table.
+    pub table: u32,
+    /// Priority of the routing rules that lead there.
+    pub rule_priority: u32,
+    /// The mark of outer packets: what carries it is never routed into the tunnel.
+    pub fwmark: u32,
+    /// The remote CIDRs that lead into the tunnel.
+    pub routes: Vec<Cidr>,
+    /// The pod CIDRs of this node.
+    pub local_pod_cidrs: CidrSet,
+    /// The pod CIDRs of this node's cluster.
+    pub cluster_pod_cidrs: CidrSet,
+    /// The service CIDRs of this node's cluster.
+    pub cluster_service_cidrs: CidrSet,
+    /// The interfaces by which the other nodes of this cluster are reached.
+    pub underlay: Vec<String>,
+}
+
+impl HostDesired {
+    /// The host's own address of one family, the preferred source of that family's routes.
+    #[must_use]
+    pub fn host_address(&self, ipv6: bool) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| address.is_ipv6() == ipv6)
+    }
+
+    /// The remote CIDRs that may be routed, sorted, and why each of the others may not: a route that
+    /// overlaps the cluster's own CIDRs would take its pods off the net.
+    #[must_use]
+    pub fn usable_routes(&self) -> (Vec<Cidr>, Vec<String>) {
+        let own = [
+            (&self.local_pod_cidrs, "this node's pod CIDR"),
+            (&self.cluster_pod_cidrs, "this cluster's pod CIDR"),
+            (&self.cluster_service_cidrs, "this cluster's service CIDR"),
+        ];
+        let mut refused = Vec::new();
+        let wanted: CidrSet = self.routes.iter().copied().collect();
+        let usable = wanted
+            .iter()
+            .copied()
+            .filter(|route| {
+                for (set, whose) in own {
+                    if let Some(mine) = set.iter().find(|mine| mine.overlaps(route)) {
+                        refused.push(format!(
+                            "route {route}: not installed, it overlaps {whose} {mine}; give the clusters CIDRs \
+                             that do not overlap"
+                        ));
+                        return false;
+                    }
+                }
+                true
+            })
+            .collect();
+        (usable, refused)
+    }
+}
+
+/// What was read back from the kernel of the things that podspan has to do with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The interface of the desired name, if there is one.
+    pub link: Option<ObservedLink>,
+    /// Every address on it.
+    pub addresses: Vec<ObservedAddress>,
+    /// Every route, whoever made it, in podspan's table and in the tables it used before.
+    pub routes: Vec<ObservedRoute>,
+    /// Every rule that carries podspan's protocol number or looks up its table.
+    pub rules: Vec<ObservedRule>,
+    /// The nftables table named `podspan`.
+    pub nft: NftState,
+    /// Values under `/proc/sys` by key, such as `net/ipv4/ip_forward`; without those that do not exist.
+    pub sysctls: BTreeMap<String, String>,
+    /// Every interface's name.
+    pub interfaces: Vec<String>,
+}
+
+/// An interface as read back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObservedLink {
+    /// Its index.
+    pub index: u32,
+    /// Whether its kind is TUN/TAP.
+    pub tun: bool,
+    /// Its alias (`ip link ... alias`), empty if it has none.
+    pub alias: String,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+}
+
+/// An address of podspan's interface as read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Its prefix length in bits.
+    pub length: u8,
+    /// `IFA_PROTO`: who made it; 0 where nobody said.
+    pub protocol: u8,
+}
+
+/// A route as read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedRoute {
+    /// The table it stands in.
+    pub table: u32,
+    /// Where it leads to.
+    pub destination: Cidr,
+    /// `rtm_protocol`: who made it.
+    pub protocol: u8,
+    /// Index of the interface it leads to, if it names one.
+    pub interface: Option<u32>,
+    /// Its preferred source.
+    pub source: Option<IpAddr>,
+    /// Its metric.
+    pub metric: u32,
+    /// Whether it is a plain unicast route straight to the interface, as podspan makes them: no gateway, no
+    /// next hops, no source prefix, no TOS.
+    pub plain: bool,
+}
+
+/// A routing rule as read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedRule {
+    /// Whether it is of IPv6.
+    pub ipv6: bool,
+    /// Its priority.
+    pub priority: u32,
+    /// The table it looks up.
+    pub table: u32,
+    /// `FRA_PROTOCOL`: who made it.
+    pub protocol: u8,
+    /// The mark it selects.
+    pub fwmark: Option<u32>,
+    /// Whether it has the shape of podspan's rules: inverted, whole mark compared, nothing else selected, and
+    /// a plain lookup.
+    pub plain: bool,
+}
+
+/// The state of the nftables table named `podspan`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NftState {
+    /// There is none.
+    #[default]
+    Absent,
+    /// There is one without podspan's comment: somebody else's.
+    Foreign,
+    /// It is podspan's, and not known to be as it should.
+    Stale,
+    /// It is podspan's and as it was when it was last written.
+    Standing,
+}

@@ -1,0 +1,219 @@
+//! The nftables table of podspan as text: a pure function, and how to know the table again.
+//!
+//! One table, `inet podspan`, replaced whole in one transaction, so that there is no moment without it. What
+//! its chains do, and why at these priorities:
+//!
+//! | chain | priority | does |
+//! | --- | --- | --- |
+//! | `transit` | prerouting raw | exempts from connection tracking what only passes through this gateway to a pod of another node: the reply takes another way, tracking would see half a connection, and kube-proxy drops what looks invalid |
+//! | `mss` | forward mangle | clamps the TCP maximum segment size to the tunnel's MTU, both ways |
+//! | `leak_forward`, `leak_output` | forward, output filter | drops what is bound for a remote CIDR and would leave in clear, by any other interface |
+//! | `source` | postrouting srcnat - 1 | keeps pods' source addresses, gives the host's traffic an address the far side can answer, and brings service traffic back |
+//!
+//! An accept in one nat chain does not keep another from masquerading; a translation of the source to itself
+//! does, since a connection's source is translated once. Hence `snat to saddr`, one priority before the CNIs'
+//! chains.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use podspan_wire::Cidr;
+
+use super::model::HostDesired;
+
+/// The table's family and name, as nft takes them.
+pub const TABLE: &str = "inet podspan";
+
+/// The table's comment. A table of this name without it is somebody else's.
+pub const COMMENT: &str = "podspan's: written by its agent, which puts back what is changed by hand";
+
+/// The transaction that replaces the table by the one that `desired` asks for.
+///
+/// Removing a table that does not exist is an error, so it is first added; nft takes the three as one.
+#[must_use]
+pub fn render(desired: &HostDesired) -> String {
+    let (remote, _) = desired.usable_routes();
+    let mut text = format!("add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n\tcomment \"{COMMENT}\"\n");
+    set(&mut text, "remote", &remote);
+    set(&mut text, "local_pods", &desired.local_pod_cidrs.iter().copied().collect::<Vec<_>>());
+    set(&mut text, "cluster_pods", &desired.cluster_pod_cidrs.iter().copied().collect::<Vec<_>>());
+    let interface = format!("\"{}\"", desired.interface);
+    transit(&mut text, &interface);
+    mss(&mut text, &interface, desired.mtu);
+    leak(&mut text, &interface, desired.fwmark);
+    source(&mut text, &interface, desired);
+    text.push_str("}\n");
+    text
+}
+
+/// Whether a listing of the table carries podspan's comment.
+#[must_use]
+pub fn is_own(listing: &str) -> bool {
+    // The comment stands in the table's block itself, before any chain, set or rule could hold one.
+    listing.lines().take(3).any(|line| line.trim() == format!("comment \"{COMMENT}\""))
+}
+
+/// Two sets, one of each family, of the prefixes that no other covers: nft refuses overlapping intervals.
+fn set(text: &mut String, name: &str, cidrs: &[Cidr]) {
+    for (suffix, kind, ipv6) in [("4", "ipv4_addr", false), ("6", "ipv6_addr", true)] {
+        let elements: Vec<String> = cidrs
+            .iter()
+            .filter(|cidr| cidr.is_ipv6() == ipv6)
+            .filter(|cidr| !cidrs.iter().any(|other| other != *cidr && other.covers(cidr)))
+            .map(ToString::to_string)
+            .collect();
+        let _ = write!(text, "\tset {name}{suffix} {{\n\t\ttype {kind}\n\t\tflags interval\n");
+        if !elements.is_empty() {
+            let _ = writeln!(text, "\t\telements = {{ {} }}", elements.join(", "));
+        }
+        text.push_str("\t}\n");
+    }
+}
+
+fn chain(text: &mut String, name: &str, hook: &str, rules: &[(String, &str)]) {
+    let _ = write!(text, "\tchain {name} {{\n\t\ttype {hook}; policy accept;\n");
+    for (rule, comment) in rules {
+        let _ = writeln!(text, "\t\t{rule} comment \"{comment}\"");
+    }
+    text.push_str("\t}\n");
+}
+
+/// nft's words for the families: the prefix of an address expression, the suffix of the sets, and the
+/// protocol's name.
+const FAMILIES: [(&str, &str, &str); 2] = [("ip", "4", "ipv4"), ("ip6", "6", "ipv6")];
+
+fn transit(text: &mut String, interface: &str) {
+    let rules = FAMILIES.map(|(ip, n, _)| {
+        (
+            format!("iifname {interface} {ip} daddr @cluster_pods{n} {ip} daddr != @local_pods{n} notrack"),
+            "transit to another node's pod: the reply takes another way",
+        )
+    });
+    chain(text, "transit", "filter hook prerouting priority raw", &rules);
+}
+
+fn mss(text: &mut String, interface: &str, mtu: u32) {
+    let mut rules = Vec::new();
+    // TCP and IP headers without options (RFC 9293, section 3.7.1).
+    for ((_, _, family), headers) in FAMILIES.iter().zip([40, 60]) {
+        let size = mtu.saturating_sub(headers).clamp(1, u32::from(u16::MAX));
+        for (direction, comment) in
+            [("iifname", "segments from the tunnel fit into it"), ("oifname", "segments into the tunnel fit")]
+        {
+            rules.push((
+                format!(
+                    "{direction} {interface} meta nfproto {family} tcp flags & (syn | rst) == syn tcp option maxseg \
+                     size > {size} tcp option maxseg size set {size}"
+                ),
+                comment,
+            ));
+        }
+    }
+    chain(text, "mss", "filter hook forward priority mangle", &rules);
+}
+
+fn leak(text: &mut String, interface: &str, fwmark: u32) {
+    let forward = FAMILIES.map(|(ip, n, _)| {
+        (
+            format!("oifname != {interface} {ip} daddr @remote{n} counter drop"),
+            "never in clear to another cluster",
+        )
+    });
+    chain(text, "leak_forward", "filter hook forward priority filter", &forward);
+    let output = FAMILIES.map(|(ip, n, _)| {
+        (
+            format!(
+                "oifname != {{ \"lo\", {interface} }} meta mark != {fwmark:#010x} {ip} daddr @remote{n} counter drop"
+            ),
+            "never in clear to another cluster",
+        )
+    });
+    chain(text, "leak_output", "filter hook output priority filter", &output);
+}
+
+fn source(text: &mut String, interface: &str, desired: &HostDesired) {
+    let mut rules = Vec::new();
+    for (ip, n, family) in FAMILIES {
+        // A service's backend on another node answers to whom it sees: without this it would answer the
+        // remote client straight, past this host's translation.
+        rules.push((
+            format!(
+                "iifname {interface} oifname != {interface} ct status dnat {ip} daddr != @local_pods{n} masquerade"
+            ),
+            "service traffic comes back through this gateway",
+        ));
+        rules.push((
+            format!("{ip} saddr @remote{n} {ip} daddr @cluster_pods{n} snat {ip} to {ip} saddr"),
+            "from remote pods: the source stays",
+        ));
+        rules.push((
+            format!("oifname {interface} {ip} saddr @local_pods{n} snat {ip} to {ip} saddr"),
+            "to remote pods: the source stays",
+        ));
+        if let Some(address) = desired.host_address(matches!(ip, "ip6")) {
+            let address = match address {
+                IpAddr::V4(v4) => v4.to_string(),
+                IpAddr::V6(v6) => v6.to_string(),
+            };
+            rules.push((
+                format!("oifname {interface} meta nfproto {family} snat {ip} to {address}"),
+                "the host's own traffic: an address the far side can answer",
+            ));
+        }
+    }
+    chain(text, "source", "nat hook postrouting priority srcnat - 1", &rules);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::tests_support::desired;
+
+    #[test]
+    fn golden() {
+        let text = render(&desired());
+        if std::env::var_os("PODSPAN_BLESS").is_some() {
+            std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/src/host/golden.nft"), &text).unwrap();
+        }
+        assert_eq!(text, include_str!("golden.nft"), "run with PODSPAN_BLESS=1 to accept the change");
+    }
+
+    #[test]
+    fn covered_prefixes_are_left_out() {
+        let mut text = String::new();
+        let cidrs: Vec<Cidr> =
+            ["10.0.0.0/8", "10.1.0.0/16", "fd00:2::/48"].iter().map(|text| text.parse().unwrap()).collect();
+        set(&mut text, "x", &cidrs);
+        assert!(text.contains("elements = { 10.0.0.0/8 }"), "{text}");
+        assert!(text.contains("elements = { fd00:2::/48 }"), "{text}");
+    }
+
+    #[test]
+    fn a_route_over_own_cidrs_is_in_no_set() {
+        let mut desired = desired();
+        desired.routes = vec!["10.1.0.0/16".parse().unwrap()];
+        assert!(!render(&desired).contains("set remote4 {\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\telements"));
+    }
+
+    #[test]
+    fn without_a_host_address_no_translation_to_it() {
+        let mut desired = desired();
+        desired.addresses.clear();
+        assert!(!render(&desired).contains("host's own traffic"));
+    }
+
+    #[test]
+    fn known_again_by_its_comment() {
+        assert!(is_own(&format!("table inet podspan {{\n\tcomment \"{COMMENT}\"\n}}\n")));
+        assert!(!is_own("table inet podspan {\n}\n"));
+        let elsewhere = format!("table inet podspan {{\n\tchain a {{\n\t\tip saddr 10.0.0.1 comment \"{COMMENT}\"\n");
+        assert!(!is_own(&elsewhere));
+    }
+
+    #[test]
+    fn a_tiny_mtu_gives_no_nonsense() {
+        let mut desired = desired();
+        desired.mtu = 10;
+        assert!(render(&desired).contains("maxseg size set 1 "));
+    }
+}
