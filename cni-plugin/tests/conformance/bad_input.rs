@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use crate::fake_agent::FakeAgent;
 use crate::namespace::Pod;
-use crate::plugin::{BINARY, Call, Output, execute};
+use crate::plugin::{Call, Output, binary, execute};
 
 const COMMANDS: [&str; 6] = ["ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION"];
 
@@ -17,7 +17,7 @@ pub fn with_input(command: &str, input: &[u8]) -> Output {
         ("CNI_IFNAME", "eth0"),
         ("CNI_PATH", "/opt/cni/bin"),
     ];
-    execute(&mut Command::new(BINARY), &environment, input)
+    execute(&mut Command::new(binary()), &environment, input)
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn environment_that_is_not_utf_8_is_code_4() {
             [("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "c"), ("CNI_IFNAME", "eth0"), ("CNI_NETNS", "/x")];
         let mut assignment = std::ffi::OsString::from(format!("{name}="));
         assignment.push(odd);
-        command.arg(assignment).arg(BINARY);
+        command.arg(assignment).arg(binary());
         let config = br#"{"cniVersion":"1.1.0","name":"n","type":"podspan","prevResult":{}}"#;
         let output = execute(&mut command, &environment, config);
         assert_eq!(output.code(), 4, "{name}");
@@ -123,7 +123,7 @@ fn environment_that_is_not_utf_8_is_code_4() {
 #[test]
 fn closed_standard_streams_do_not_panic() {
     for redirect in ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "| true", "2>/dev/full", ">/dev/full"] {
-        let script = format!("CNI_COMMAND=VERSION '{BINARY}' {redirect}; code=$?; exit $code");
+        let script = format!("CNI_COMMAND=VERSION '{}' {redirect}; code=$?; exit $code", binary());
         let status = Command::new("sh")
             .args(["-c", &script])
             .stdin(Stdio::null())

@@ -10,7 +10,11 @@ use serde_json::Value;
 use crate::fake_agent::FakeAgent;
 use crate::namespace::Pod;
 
-pub const BINARY: &str = env!("CARGO_BIN_EXE_podspan-cni");
+/// The binary under test: the one cargo built for the tests, or any other that `PODSPAN_CNI_BINARY` names,
+/// such as the static one that is installed on nodes.
+pub fn binary() -> String {
+    std::env::var("PODSPAN_CNI_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_podspan-cni").into())
+}
 pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// Longer than the plugin may ever take.
@@ -157,6 +161,6 @@ impl Call {
                 environment.push((name, value));
             }
         }
-        execute(&mut Command::new(BINARY), &environment, self.config().as_bytes())
+        execute(&mut Command::new(binary()), &environment, self.config().as_bytes())
     }
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::namespace::Namespace;
-use crate::plugin::{BINARY, Output, execute};
+use crate::plugin::{Output, binary, execute};
 
 /// Where Debian's package `containernetworking-plugins` puts its plugins.
 const DEBIAN_PLUGINS: &str = "/usr/lib/cni";
@@ -66,7 +66,7 @@ impl Runtime {
     fn execute(&self, command: &str, parameters: Option<&Parameters>, config: &Value) -> Output {
         let kind = config["type"].as_str().unwrap();
         let binary: PathBuf =
-            if kind == "podspan" { BINARY.into() } else { Path::new(DEBIAN_PLUGINS).join(kind) };
+            if kind == "podspan" { binary().into() } else { Path::new(DEBIAN_PLUGINS).join(kind) };
         let mut environment = vec![("CNI_COMMAND", command), ("CNI_PATH", DEBIAN_PLUGINS)];
         if let Some(parameters) = parameters {
             environment.push(("CNI_CONTAINERID", &parameters.container_id));

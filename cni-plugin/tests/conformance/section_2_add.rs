@@ -67,7 +67,8 @@ fn without_prev_result_it_is_an_error_since_the_plugin_is_chained() {
 fn each_required_parameter_missing_or_wrong_is_code_4_and_named() {
     let (pod, agent) = (Pod::new(), FakeAgent::serving());
     let good = Call::new(&pod, &agent);
-    let cases: [(&str, fn(&mut Call)); 12] = [
+    type Spoil = fn(&mut Call);
+    let cases: [(&str, Spoil); 12] = [
         ("CNI_CONTAINERID", |call| call.container_id.clear()),
         ("CNI_CONTAINERID", |call| call.container_id = "-x".into()),
         ("CNI_CONTAINERID", |call| call.container_id = "a/b".into()),

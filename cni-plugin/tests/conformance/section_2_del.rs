@@ -94,7 +94,7 @@ fn del_never_touches_the_nodes_own_namespace() {
     call.run("ADD").succeeded();
     call.netns = "/proc/self/ns/net".into();
     let mut command = std::process::Command::new("nsenter");
-    command.arg(format!("--net={}", pod.namespace.path().display())).arg(crate::plugin::BINARY);
+    command.arg(format!("--net={}", pod.namespace.path().display())).arg(crate::plugin::binary());
     let environment = [
         ("CNI_COMMAND", "DEL"),
         ("CNI_CONTAINERID", "c"),

@@ -29,6 +29,6 @@ fn a_command_that_is_missing_or_unknown_is_code_4() {
         assert_eq!(output.code(), 4, "{command:?}");
         assert!(output.stdout.contains("CNI_COMMAND"), "{output:?}");
     }
-    let output = execute(&mut std::process::Command::new(crate::plugin::BINARY), &[], b"");
+    let output = execute(&mut std::process::Command::new(crate::plugin::binary()), &[], b"");
     assert_eq!(output.code(), 4);
 }
