@@ -97,9 +97,9 @@ impl DropCounts {
 
 impl IntoIterator for DropCounts {
     type Item = (DropCause, u64);
-    type IntoIter = std::vec::IntoIter<(DropCause, u64)>;
+    type IntoIter = std::array::IntoIter<(DropCause, u64), { DropCause::ALL.len() }>;
     fn into_iter(self) -> Self::IntoIter {
-        self.iter().collect::<Vec<_>>().into_iter()
+        DropCause::ALL.map(|cause| (cause, self.get(cause))).into_iter()
     }
 }
 

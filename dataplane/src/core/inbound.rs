@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use super::io::{Batch, Sink};
 use super::noise::{Kind, MAX_HANDSHAKE, Opened, Refused};
 use super::packet::{Header, is_forwardable};
-use super::{Core, HANDSHAKE_QUEUE, TURN, Time};
+use super::tunnel::Tunnel;
+use super::{Core, HANDSHAKE_QUEUE, Time};
 use crate::counters::DropCause;
 
 /// A handshake message that waits its turn.
@@ -17,8 +18,8 @@ pub(super) struct Handshake {
 }
 
 impl Core {
-    /// Takes datagrams in: data first, all of it, then some handshakes, so that whoever sends these in
-    /// masses slows nobody's session down.
+    /// Takes datagrams in: data is passed on at once; handshakes are checked and wait for
+    /// [`Core::handle_timeout`].
     pub fn handle_udp(&mut self, now: Time, batch: &Batch<SocketAddr>, sink: &mut impl Sink) {
         self.tick_door(now);
         let counters = &self.shared.counters;
@@ -28,14 +29,16 @@ impl Core {
             let from = super::peers::canonical(from);
             let result = match Kind::of(datagram) {
                 None => Err(DropCause::Malformed),
-                Some(Kind::Data(index)) => self.handle_data(now, from, index, datagram, sink),
-                Some(kind) => self.enqueue_handshake(from, kind, datagram, sink),
+                Some(Kind::Data(index)) => {
+                    self.busy = true;
+                    self.handle_data(now, from, index, datagram, sink)
+                }
+                Some(kind) => self.enqueue_handshake(now, from, kind, datagram, sink),
             };
             if let Err(cause) = result {
                 self.shared.counters.drops.count(cause);
             }
         }
-        self.work_on_handshakes(now, sink);
     }
 
     fn slot_of(&self, index: u32) -> Option<u32> {
@@ -129,11 +132,19 @@ impl Core {
 
     fn enqueue_handshake(
         &mut self,
+        now: Time,
         from: SocketAddr,
         kind: Kind,
         message: &[u8],
         sink: &mut impl Sink,
     ) -> Result<(), DropCause> {
+        // Answers that nobody waits for must not fill the queue: a cookie reply has no MAC of its own.
+        if let Kind::Response(index) | Kind::Cookie(index) = kind {
+            let tunnel = self.slot_of(index).and_then(|slot| self.tunnels[slot as usize].as_ref());
+            if !tunnel.is_some_and(Tunnel::expects_answer) {
+                return Err(DropCause::UnknownSession);
+            }
+        }
         if !matches!(kind, Kind::Cookie(_)) {
             match self.shared.door.check(from.ip(), message, sink.datagram(MAX_HANDSHAKE)) {
                 Ok(()) => {}
@@ -147,17 +158,22 @@ impl Core {
                 }
             }
         }
+        let mut bytes = [0; MAX_HANDSHAKE];
+        bytes[..message.len()].copy_from_slice(message);
+        let handshake = Handshake { from, kind, length: message.len(), bytes };
+        // A cookie is one decryption: cheaper than a place in the queue.
+        if matches!(kind, Kind::Cookie(_)) {
+            return self.shake(now, &handshake, sink);
+        }
         if self.handshakes.len() >= HANDSHAKE_QUEUE {
             return Err(DropCause::QueueFull);
         }
-        let mut bytes = [0; MAX_HANDSHAKE];
-        bytes[..message.len()].copy_from_slice(message);
-        self.handshakes.push_back(Handshake { from, kind, length: message.len(), bytes });
+        self.handshakes.push_back(handshake);
         Ok(())
     }
 
-    pub(super) fn work_on_handshakes(&mut self, now: Time, sink: &mut impl Sink) {
-        for _ in 0..TURN {
+    pub(super) fn work_on_handshakes(&mut self, now: Time, turn: usize, sink: &mut impl Sink) {
+        for _ in 0..turn {
             let Some(handshake) = self.handshakes.pop_front() else { break };
             if let Err(cause) = self.shake(now, &handshake, sink) {
                 self.shared.counters.drops.count(cause);

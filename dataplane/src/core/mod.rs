@@ -24,15 +24,16 @@
 //!                  │                          ▼                     prefix, destination is unicast?
 //!                  │                        drop                              │
 //!                  └► handshake ─► Door::check ─► bounded queue ─► ...        ▼
-//!                                  (MAC, cookie)   after the data          Sink::deliver
+//!                                  (MAC, cookie)   handle_timeout          Sink::deliver
 //! ```
 //!
 //! # Contract
 //!
 //! - Times given to the `handle_*` functions never decrease.
 //! - [`Core::handle_timeout`] is called when [`Core::poll_timeout`] says so, or soon after.
-//! - The work of one call is bounded: by the batch, and by [`TURN`] for handshakes and timers. What is
-//!   left over makes `poll_timeout` return a time that has passed.
+//! - The work of one call is bounded: by the batch, and by [`TURN`], [`BUSY_TURN`] and [`TICKS`] for
+//!   handshakes and timers, so that whoever sends handshakes in masses slows no session down. What is left
+//!   over makes `poll_timeout` return a time that has passed.
 //! - Memory is bounded: `WORKER_QUEUE_BYTES` of packets and [`HANDSHAKE_QUEUE`] handshakes wait at most.
 
 mod inbound;
@@ -66,8 +67,14 @@ use noise::Door;
 use timers::{Jitter, Timers};
 use tunnel::Tunnel;
 
-/// Handshakes and, apart from them, due tunnels that one call works on: some 5 ms of key exchanges.
-pub const TURN: usize = 32;
+/// Handshakes that one call of [`Core::handle_timeout`] answers, and begins: some 3 ms of key exchanges.
+pub const TURN: usize = 8;
+
+/// The same while packets come in at the same time: they are not to wait for more than one of each.
+pub const BUSY_TURN: usize = 1;
+
+/// Due tunnels that one call looks at, at most; without a handshake that costs under a microsecond each.
+pub const TICKS: usize = 256;
 
 /// Handshakes that wait to be worked on, at most (about 180 KB).
 pub const HANDSHAKE_QUEUE: usize = 1024;
@@ -94,6 +101,8 @@ struct Shared {
     door: Door,
     counters: Arc<WorkerCounters>,
     queued_bytes: usize,
+    /// Handshakes begun so far.
+    initiations: u64,
 }
 
 /// The tunnels of one peer on this worker.
@@ -121,6 +130,8 @@ pub struct Core {
     jitter: Jitter,
     handshakes: VecDeque<Handshake>,
     door_tick: Time,
+    /// Whether packets came in since the last [`Core::handle_timeout`].
+    busy: bool,
 }
 
 impl std::fmt::Debug for Core {
@@ -147,6 +158,7 @@ impl Core {
                 door: Door::new(config.secret, config.handshake_limit),
                 counters,
                 queued_bytes: 0,
+                initiations: 0,
             },
             table: Arc::default(),
             tunnels: Vec::new(),
@@ -159,6 +171,7 @@ impl Core {
             jitter,
             handshakes: VecDeque::new(),
             door_tick: Time::default(),
+            busy: false,
         }
     }
 
@@ -169,11 +182,16 @@ impl Core {
         if self.handshakes.is_empty() { self.timers.next() } else { Some(Time::default()) }
     }
 
-    /// Looks after what is due: timers of tunnels, and handshakes left over.
+    /// Looks after what is due: handshakes that wait, and the timers of tunnels.
     pub fn handle_timeout(&mut self, now: Time, sink: &mut impl Sink) {
         self.tick_door(now);
-        self.work_on_handshakes(now, sink);
-        for _ in 0..TURN {
+        let turn = if std::mem::take(&mut self.busy) { BUSY_TURN } else { TURN };
+        self.work_on_handshakes(now, turn, sink);
+        let before = self.shared.initiations;
+        for _ in 0..TICKS {
+            if self.shared.initiations - before >= turn as u64 {
+                break;
+            }
             let Some((at, slot)) = self.timers.pop(now) else { break };
             let Some(Some(tunnel)) = self.tunnels.get_mut(slot as usize) else { continue };
             if tunnel.due != Some(at) {

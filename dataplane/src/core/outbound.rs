@@ -9,6 +9,7 @@ use crate::table::{PeerIndex, Route};
 impl Core {
     /// Sends packets that came from the TUN.
     pub fn handle_tun(&mut self, now: Time, batch: &Batch<()>, sink: &mut impl Sink) {
+        self.busy |= !batch.is_empty();
         let counters = &self.shared.counters;
         counters.tx_inner_packets.add(batch.len() as u64);
         counters.tx_inner_bytes.add(batch.iter().map(|(_, packet)| packet.len() as u64).sum());

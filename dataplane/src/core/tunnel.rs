@@ -348,6 +348,11 @@ impl Tunnel {
         }
     }
 
+    /// Whether a handshake of ours may be under way, so that what answers it is worth a look.
+    pub(crate) fn expects_answer(&self) -> bool {
+        self.noise.is_some()
+    }
+
     /// Takes a handshake message of this tunnel in.
     pub(crate) fn shake(
         &mut self,
@@ -394,7 +399,7 @@ impl Tunnel {
     }
 
     /// Brings boringtun's clock up to date if the tunnel was not looked at lately.
-    fn wake(&mut self, now: Time, shared: &Shared, sink: &mut impl Sink) {
+    fn wake(&mut self, now: Time, shared: &mut Shared, sink: &mut impl Sink) {
         if self.noise.is_some() && self.ticked.is_some_and(|at| now.since(at) < TICK) {
             return;
         }
@@ -482,7 +487,7 @@ impl Tunnel {
         true
     }
 
-    fn keepalive(&mut self, now: Time, shared: &Shared, sink: &mut impl Sink) {
+    fn keepalive(&mut self, now: Time, shared: &mut Shared, sink: &mut impl Sink) {
         let out = sink.datagram(MAX_HANDSHAKE);
         if let Some(length) = self.noise(&shared.door).seal(&[], out) {
             self.sent_by_timer(now, length, false, shared, sink);
@@ -495,11 +500,12 @@ impl Tunnel {
         now: Time,
         length: usize,
         initiation: bool,
-        shared: &Shared,
+        shared: &mut Shared,
         sink: &mut impl Sink,
     ) {
         self.note_sent(now);
         let to = if initiation {
+            shared.initiations += 1;
             self.initiated = now;
             self.shaking.get_or_insert(now);
             let to = self.candidate();

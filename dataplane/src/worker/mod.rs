@@ -188,13 +188,19 @@ impl Worker {
     fn obey(&mut self, now: Time) -> bool {
         // Nothing to read means that somebody else's wake-up was taken with an earlier one.
         let _ = self.wake.read();
+        // Of several tables only the last one counts: it is whole.
+        let mut latest = None;
         loop {
             match self.commands.try_recv() {
-                Ok(Command::Table(table)) => self.core.set_table(now, table),
+                Ok(Command::Table(table)) => latest = Some(table),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
-                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Empty) => break,
             }
         }
+        if let Some(table) = latest {
+            self.core.set_table(now, table);
+        }
+        true
     }
 
     /// Reads one batch; returns whether the socket needs a rest.

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
+use boringtun::noise::{Tunn, TunnResult};
 use podspan_dataplane::DropCause;
+use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::net::{MS, S, Sim, udp};
 
@@ -44,18 +46,107 @@ fn a_source_of_somebody_else_is_dropped_and_charged_to_the_peer() {
     assert_eq!(sim.tunnels(1, 2)[0].drops.total(), 0);
 }
 
-#[test]
-fn destinations_that_are_not_unicast_are_dropped_on_arrival_too() {
-    let mut sim = Sim::pair(2, (1, 1)).start();
-    // A peer that does not check: its packets are made by a core of its own with odd routes.
-    for cidr in ["10.0.0.0/8"] {
-        sim.route(0, cidr, Some("beta/b".parse().unwrap()), &[]);
+/// A peer that keeps to WireGuard and to nothing else: it seals whatever it likes.
+struct Raw {
+    tunn: Tunn,
+    address: SocketAddr,
+}
+
+impl Raw {
+    /// Takes the place of node 0 and shakes hands with node 1.
+    fn connect(sim: &mut Sim) -> Self {
+        sim.nodes[0].alive = false;
+        sim.tap = Some(vec![]);
+        let secret = StaticSecret::from(*sim.nodes[0].secrets[0].to_bytes());
+        let public = PublicKey::from(*sim.nodes[1].secrets[0].public().as_bytes());
+        let address = sim.outside(0, 0);
+        let mut raw = Self { tunn: Tunn::new(secret, public, None, None, 1, None), address };
+        let mut buffer = [0; 2048];
+        let TunnResult::WriteToNetwork(initiation) = raw.tunn.format_handshake_initiation(&mut buffer, false)
+        else {
+            panic!("no initiation")
+        };
+        let initiation = initiation.to_vec();
+        sim.inject(1, 0, &[(address, initiation)]);
+        sim.run(MS);
+        let (_, _, response) =
+            sim.tap.take().unwrap().into_iter().rfind(|(_, to, _)| *to == address).unwrap();
+        let TunnResult::WriteToNetwork(confirmation) = raw.tunn.decapsulate(None, &response, &mut buffer)
+        else {
+            panic!("the response was refused")
+        };
+        let confirmation = confirmation.to_vec();
+        sim.inject(1, 0, &[(address, confirmation)]);
+        assert!(sim.is_up(1, 0));
+        raw
     }
-    sim.apply(0);
-    sim.send(0, 0, &one(1));
+
+    fn send(&mut self, sim: &mut Sim, inner: &[u8]) {
+        let mut buffer = vec![0; inner.len() + 200];
+        let TunnResult::WriteToNetwork(sealed) = self.tunn.encapsulate(inner, &mut buffer) else {
+            panic!("not sealed")
+        };
+        sim.inject(1, 0, &[(self.address, sealed.to_vec())]);
+    }
+}
+
+#[test]
+fn what_a_peer_seals_is_checked_however_well_it_is_sealed() {
+    let mut sim = Sim::pair(2, (1, 1)).start();
+    let mut raw = Raw::connect(&mut sim);
+    let bad = ["224.0.0.5", "255.255.255.255", "169.254.169.254", "127.0.0.1", "0.0.0.1"];
+    for destination in bad {
+        raw.send(&mut sim, &udp("10.0.0.2", destination, 1, 0, 0));
+    }
+    for destination in ["ff02::1", "fe80::1", "::1"] {
+        raw.send(&mut sim, &udp("fd00:0::2", destination, 1, 0, 0));
+    }
+    let drops = |sim: &Sim, cause| sim.tunnels(1, 0)[0].drops.get(cause);
+    assert_eq!(drops(&sim, DropCause::NotUnicast), 8);
+    let whole = udp("10.0.0.2", "10.1.0.3", 1, 0, 20);
+    let not_ip: [&[u8]; 5] =
+        [b"x", b"\x00hello, this is not IP at all", &whole[..19], &whole[..40], &[0x60; 39]];
+    for inner in not_ip {
+        raw.send(&mut sim, inner);
+    }
+    assert_eq!(drops(&sim, DropCause::Malformed), 5);
+    assert!(sim.nodes[1].inbox.is_empty());
+    // Padding (WireGuard paper, section 5.4.6) is cut off.
+    let mut padded = udp("10.0.0.2", "10.1.0.3", 1, 5, 1);
+    let length = padded.len();
+    padded.resize(length.next_multiple_of(16), 0);
+    raw.send(&mut sim, &padded);
+    assert_eq!(sim.nodes[1].inbox.len(), 1);
+    assert_eq!(sim.nodes[1].inbox[0].2.len(), length);
+}
+
+#[test]
+fn data_goes_before_handshakes_that_came_first() {
+    let mut sim = Sim::pair(2, (1, 1));
+    for n in 2..42 {
+        sim.add(&format!("gamma/n{n}"), &format!("203.0.113.{n}"), 1);
+        sim.link(1, n, &[]);
+        sim.link(n, 1, &["10.1.0.0/16"]);
+    }
+    let mut sim = sim.start();
+    sim.send(0, 0, &one(0));
     sim.run(S);
-    assert_eq!(sim.numbers(1), [1]);
-    assert_eq!(sim.tunnels(1, 0)[0].drops.total(), 0);
+    sim.tap = Some(vec![]);
+    sim.weather.latency = S;
+    for n in 2..42 {
+        sim.send(n, 0, &[udp("10.9.0.1", "10.1.0.3", 1, 1, 0)]);
+    }
+    sim.run(MS);
+    sim.send(0, 0, &one(1));
+    let tap = sim.tap.take().unwrap();
+    let batch: Vec<_> = tap.into_iter().map(|(from, _, bytes)| (from, bytes)).collect();
+    assert_eq!(batch.len(), 41);
+    let before = sim.worker(1, 0).handshakes;
+    sim.inject(1, 0, &batch);
+    assert_eq!(sim.numbers(1), [0, 1], "the data is through");
+    assert_eq!(sim.worker(1, 0).handshakes, before, "no handshake was worked on before");
+    sim.run(MS);
+    assert_eq!(sim.worker(1, 0).handshakes, before + 40);
 }
 
 #[test]
