@@ -21,8 +21,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 Examples:
   A cluster set of two clusters, from the machine that keeps the root key:
     podspan clusterset create --dir prod --name prod --broker broker.example.com
-    podspan cluster grant alpha --dir prod --pod-cidr 10.1.0.0/16 --service-cidr 10.101.0.0/16
-    podspan cluster grant beta --dir prod --pod-cidr 10.2.0.0/16 --service-cidr 10.102.0.0/16
+    podspan cluster grant alpha --dir prod \\
+      --pod-cidr 10.1.0.0/16 --service-cidr 10.101.0.0/16
+    podspan cluster grant beta --dir prod \\
+      --pod-cidr 10.2.0.0/16 --service-cidr 10.102.0.0/16
   How it goes, on a node:
     podspan status")]
 pub(crate) struct Cli {
@@ -101,10 +103,12 @@ pub(crate) enum Clusterset {
 #[command(after_help = "\
 Examples:
   podspan clusterset create --dir prod --name prod --broker broker.example.com
-  podspan clusterset create --dir prod --name prod --broker 192.0.2.10 --broker '[2001:db8::10]:7443'
+  podspan clusterset create --dir prod --name prod \\
+    --broker 192.0.2.10 --broker '[2001:db8::10]:7443'
 
-The directory holds the root key: whoever has it can let any cluster in. Make it on a machine that is not part
-of any cluster, and keep root.key offline afterwards.")]
+The directory holds the root key: whoever has it can let any cluster in.
+Make it on a machine that is not part of any cluster, and keep root.key
+offline afterwards.")]
 pub(crate) struct Create {
     /// Directory to make; it must not exist yet
     #[arg(long)]
@@ -127,8 +131,9 @@ pub(crate) struct Create {
 Example:
   podspan clusterset broker-cert --dir prod
 
-The broker's key is kept where DIR/broker/broker.key is there; remove that file first to change the key too.
-What else is missing of DIR/broker is made anew. Clusters need no new bundle.")]
+The broker's key stays if DIR/broker/broker.key is there; remove that file
+first to change the key too. If DIR/broker is gone, it is made anew.
+Clusters need no new bundle.")]
 pub(crate) struct BrokerCert {
     /// The cluster set's directory
     #[arg(long)]
@@ -149,12 +154,15 @@ pub(crate) enum Cluster {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  podspan cluster grant alpha --dir prod --pod-cidr 10.1.0.0/16,fd00:10:1::/48 --service-cidr 10.101.0.0/16
-  podspan cluster grant alpha --dir prod --renew --bundle alpha.bundle --out alpha-2.bundle
+  podspan cluster grant alpha --dir prod \\
+    --pod-cidr 10.1.0.0/16,fd00:10:1::/48 --service-cidr 10.101.0.0/16
+  podspan cluster grant alpha --dir prod --renew \\
+    --bundle alpha.bundle --out alpha-2.bundle
   podspan cluster grant alpha --dir prod --renew --new-key --overwrite
 
-The bundle holds the cluster's secret key: give it to that cluster's agents and to nobody else. No copy of the
-key stays behind, so keep the bundle or renew with --new-key. As soon as other agents see a cluster's newer grant,
+The bundle holds the cluster's secret key: give it to that cluster's agents
+and to nobody else. No copy of the key stays behind, so keep the bundle or
+renew with --new-key. As soon as other agents see a cluster's newer grant,
 its older ones count no more.")]
 pub(crate) struct Grant {
     /// The cluster's name: a-z, 0-9 and '-'
@@ -195,11 +203,16 @@ pub(crate) struct Grant {
 /// `podspan status`
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Exit code: 0 if the agent answered, 3 if it could not be asked; with --exit-code 1 if it reports problems.
+Exit code: 0 if the agent answered, 3 if it could not be asked;
+with --exit-code 1 if it reports problems.
 
-States: up (all tunnels that should stand do), degraded (some do), connecting (first handshakes), down (none),
-via (no tunnel of its own: reached through its cluster's gateways). 'stale' means that no broker has confirmed
-the node of late; its tunnels are used as before.
+States:
+  up          all tunnels that should stand do
+  degraded    some do
+  connecting  the first handshakes are under way
+  down        none does
+  via         no tunnel of its own: reached through its cluster's gateways
+  stale       no broker has confirmed the node of late; it is used as before
 
 Examples:
   podspan status

@@ -52,6 +52,9 @@ fn help_has_examples_everywhere_it_matters() {
         let help = bench.ok(words);
         assert!(help.contains("Example"), "{words}");
         assert!(help.contains("podspan "), "{words}");
+        // What follows the options is wrapped by hand, for a terminal of 80 columns.
+        let examples = &help[help.find("Example").unwrap()..];
+        assert!(examples.lines().all(|line| line.len() <= 80), "{examples}");
     }
     assert_eq!(bench.run("").code, 2);
     assert_eq!(bench.run("frobnicate").code, 2);
