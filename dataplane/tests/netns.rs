@@ -2,6 +2,8 @@
 //! without it the tests fail and say so. Not built with the feature `sim`, under which boringtun's clock
 //! stands still.
 #![cfg(not(feature = "sim"))]
+// Helpers of tests are tests too, though clippy does not see it.
+#![allow(clippy::unwrap_used)]
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};

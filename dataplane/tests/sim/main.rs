@@ -1,6 +1,9 @@
 //! Cores joined by a simulated network in virtual time. Run with
 //! `cargo test -p podspan-dataplane --features sim`.
 
+// Helpers of tests are tests too, though clippy does not see it.
+#![allow(clippy::unwrap_used)]
+
 mod hostile;
 mod lifecycle;
 mod net;
