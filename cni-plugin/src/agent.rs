@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
-use nix::sys::time::TimeVal;
+use nix::sys::time::{TimeVal, TimeValLike as _};
 use podspan_wire::local::{Answer, MAX_LINE, Request};
 
 /// The instant at which a command must be done.
@@ -97,8 +97,7 @@ pub fn ask(
     // A full backlog makes connect(2) wait; unix(7): the send timeout bounds that too.
     let left = deadline.left().ok_or_else(late)?;
     let address = UnixAddr::new(path).map_err(|errno| unavailable(errno.into()))?;
-    setsockopt(&fd, sockopt::SendTimeout, &TimeVal::from(libc_timeval(left)))
-        .map_err(|errno| unavailable(errno.into()))?;
+    setsockopt(&fd, sockopt::SendTimeout, &timeout_value(left)).map_err(|errno| unavailable(errno.into()))?;
     match connect(fd.as_raw_fd(), &address) {
         Ok(()) => {}
         Err(nix::Error::EAGAIN) => return Err(late()),
@@ -122,13 +121,9 @@ pub fn ask(
     parse_answer(&answer)
 }
 
-fn libc_timeval(duration: Duration) -> nix::libc::timeval {
-    // A zero would mean "for ever".
-    let micros = duration.max(Duration::from_micros(1)).subsec_micros();
-    nix::libc::timeval {
-        tv_sec: duration.as_secs().try_into().unwrap_or(nix::libc::time_t::MAX),
-        tv_usec: micros.into(),
-    }
+/// For a socket option, where zero would mean "for ever".
+fn timeout_value(left: Duration) -> TimeVal {
+    TimeVal::microseconds(i64::try_from(left.as_micros()).unwrap_or(i64::MAX).max(1))
 }
 
 fn read_line(
