@@ -79,10 +79,6 @@ fn seed(job: &Job) -> u64 {
 pub(super) fn connect(job: &Job, request: &str, outcome: &mut Outcome) -> Result<BufReader<TcpStream>> {
     let timeout = timeout(job);
     let socket = Socket::new(Domain::for_address(job.target), Type::STREAM, Some(Protocol::TCP))?;
-    if let Some(source) = job.source {
-        let source = SocketAddr::new(source, 0);
-        socket.bind(&source.into()).with_context(|| format!("cannot use {source} as source"))?;
-    }
     socket.connect_timeout(&job.target.into(), timeout).context("connect")?;
     let stream: TcpStream = socket.into();
     stream.set_nodelay(true)?;
@@ -125,11 +121,11 @@ fn tcp(job: &Job, bytes: usize, outcome: &mut Outcome) -> Result<()> {
 
 /// A connected UDP socket.
 pub(super) fn udp_socket(job: &Job) -> Result<UdpSocket> {
-    let source = job.source.unwrap_or_else(|| match job.target {
+    let any: IpAddr = match job.target {
         SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
-    });
-    let socket = UdpSocket::bind((source, 0)).with_context(|| format!("cannot use {source} as source"))?;
+    };
+    let socket = UdpSocket::bind((any, 0))?;
     socket.connect(job.target).context("connect")?;
     Ok(socket)
 }

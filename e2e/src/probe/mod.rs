@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use call::{Pending, ask, ask_all, start};
+pub(crate) use call::{ask, ask_all, start};
 pub(crate) use client::run_client;
 pub(crate) use server::run_server;
 
@@ -42,8 +42,6 @@ pub(crate) struct Job {
     pub(crate) task: Task,
     /// For each wait: connect, read, write.
     pub(crate) timeout_ms: u64,
-    /// The address to use as one's own.
-    pub(crate) source: Option<IpAddr>,
 }
 
 /// The kinds of jobs.
@@ -103,16 +101,11 @@ pub(crate) struct StreamOutcome {
 impl Job {
     pub(crate) fn new(id: impl Into<String>, target: SocketAddr, task: Task) -> Self {
         let timeout_ms = u64::try_from(TIMEOUT.as_millis()).unwrap_or(3000);
-        Self { id: id.into(), target, task, timeout_ms, source: None }
+        Self { id: id.into(), target, task, timeout_ms }
     }
 
     pub(crate) fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        self
-    }
-
-    pub(crate) fn from(mut self, source: IpAddr) -> Self {
-        self.source = Some(source);
         self
     }
 }

@@ -1,6 +1,7 @@
 //! Scenarios: each shows one thing in a world of a certain kind.
 
 mod baseline;
+mod joined;
 mod machinery;
 mod runner;
 
@@ -63,6 +64,15 @@ pub(crate) fn all() -> Vec<Scenario> {
             all.extend(baseline::scenarios(setting));
             if backend == Backend::IptablesNft && cluster_cidr {
                 all.extend(machinery::scenarios(setting));
+            }
+        }
+    }
+    for backend in ALL_BACKENDS {
+        for cluster_cidr in [true, false] {
+            let setting = Setting { variant: Variant { backend, cluster_cidr }, podspan: true };
+            all.extend(joined::reach(setting));
+            if backend == Backend::IptablesNft && cluster_cidr {
+                all.extend(joined::rest(setting));
             }
         }
     }

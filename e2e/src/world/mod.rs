@@ -25,7 +25,8 @@ use crate::snapshot::Snapshot;
 use crate::state::{self, Daemon, Lock, Record, Stage};
 use crate::topology::{Cloud, Family, Node, POD_PORT, Pod, Service, Topology, Wiring};
 
-pub(crate) use pods::{Chain, attachment};
+pub(crate) use pods::{Chain, attachment, node_directory};
+pub(crate) use podspan::{BROKER, LANES, agent_config, agent_name};
 pub(crate) use teardown::{Leftovers, tear_down};
 
 /// A world that this run of the lab has made. Dropping it takes it down, unless it was told to stay.
@@ -33,6 +34,8 @@ pub(crate) use teardown::{Leftovers, tear_down};
 pub(crate) struct World {
     pub(crate) topology: Topology,
     pub(crate) record: Record,
+    /// podspan's programs, if it runs.
+    programs: Option<Programs>,
     screen: Screen,
     lock: Option<Lock>,
     stays: bool,
@@ -74,7 +77,7 @@ impl World {
         let mut record = Record::new(variant, !netns_is_mount()?);
         record.namespaces = namespaces.iter().map(|netns| netns.name().to_owned()).collect();
         record.save()?;
-        let mut world = Self { topology, record, screen, lock: Some(lock), stays: false };
+        let mut world = Self { topology, record, programs: None, screen, lock: Some(lock), stays: false };
         for netns in &namespaces {
             netns.create()?;
         }
@@ -148,8 +151,9 @@ impl World {
 
     /// Everything from here on: podspan, if its programs are given, pods, services, probes.
     pub(crate) fn start_all(&mut self, programs: Option<&Programs>) -> Result<()> {
+        self.programs = programs.cloned();
         let chain = match programs {
-            Some(programs) => self.start_podspan(programs)?,
+            Some(_) => self.start_podspan()?,
             None => Chain::bare(),
         };
         self.attach_pods(&chain)?;
@@ -159,6 +163,11 @@ impl World {
             self.wait_until_joined()?;
         }
         Ok(())
+    }
+
+    /// podspan's programs.
+    pub(crate) fn programs(&self) -> Result<&Programs> {
+        self.programs.as_ref().context("podspan is not part of this world")
     }
 
     /// kube-proxy's rules on every node; the pods must be attached.

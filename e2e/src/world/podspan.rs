@@ -9,7 +9,6 @@ use podspan_wire::status::{Reachability, Status};
 use super::pods::{self, PodspanPlugin};
 use super::{Chain, World, wait_for_tcp};
 use crate::agent_socket;
-use crate::build::Programs;
 use crate::command::Cmd;
 use crate::signals;
 use crate::state;
@@ -27,7 +26,7 @@ fn set_directory() -> PathBuf {
 }
 
 /// The bundle of a cluster.
-pub(crate) fn bundle(cluster: &str) -> PathBuf {
+fn bundle(cluster: &str) -> PathBuf {
     state::path("podspan").join(format!("{cluster}.bundle"))
 }
 
@@ -47,21 +46,22 @@ pub(crate) const BROKER: &str = "broker";
 impl World {
     /// Makes the cluster set, starts the broker and an agent on every node. The CNI chain that pods are to be
     /// attached through is the answer.
-    pub(crate) fn start_podspan(&mut self, programs: &Programs) -> Result<Chain> {
-        self.create_cluster_set(programs)?;
-        self.start_broker(programs)?;
+    pub(crate) fn start_podspan(&mut self) -> Result<Chain> {
+        self.create_cluster_set()?;
+        self.start_broker()?;
         for node in self.topology.nodes().cloned().collect::<Vec<_>>() {
             write_agent_config(&node)?;
-            self.start_agent(&node.name, programs)?;
+            self.start_agent(&node.name)?;
         }
         self.record.podspan = true;
         self.record.save()?;
         let agents = self.topology.nodes().count();
         self.screen.line(&format!("the broker and {agents} agents run"));
-        install_plugin(&programs.plugin)
+        install_plugin(&self.programs()?.plugin)
     }
 
-    fn create_cluster_set(&self, programs: &Programs) -> Result<()> {
+    fn create_cluster_set(&self) -> Result<()> {
+        let programs = self.programs()?;
         state::directory("podspan")?;
         let address = self.topology.broker.address;
         let cli = |args: &[&str]| Cmd::new(&programs.cli).args(args);
@@ -85,10 +85,10 @@ impl World {
     }
 
     /// Starts the broker and waits until it listens.
-    pub(crate) fn start_broker(&mut self, programs: &Programs) -> Result<()> {
+    pub(crate) fn start_broker(&mut self) -> Result<()> {
         let config = set_directory().join("broker/broker.toml");
         let host = self.topology.broker.clone();
-        let cmd = Cmd::new(&programs.broker).arg("--config").arg(config).within(&host.netns());
+        let cmd = Cmd::new(&self.programs()?.broker).arg("--config").arg(config).within(&host.netns());
         let process = self.start_daemon(BROKER, &cmd)?;
         let address = (host.address.v4, BROKER_PORT).into();
         let listens = host.netns().enter(|| wait_for_tcp(address, Duration::from_secs(10)));
@@ -99,9 +99,10 @@ impl World {
     }
 
     /// Starts the agent of a node; does not wait for anything.
-    pub(crate) fn start_agent(&mut self, node: &str, programs: &Programs) -> Result<()> {
+    pub(crate) fn start_agent(&mut self, node: &str) -> Result<()> {
         let node = self.node(node)?.clone();
-        let cmd = Cmd::new(&programs.agent).arg("--config").arg(agent_config(&node)).within(&node.netns());
+        let cmd =
+            Cmd::new(&self.programs()?.agent).arg("--config").arg(agent_config(&node)).within(&node.netns());
         self.start_daemon(&agent_name(&node.name), &cmd)?;
         Ok(())
     }
@@ -193,7 +194,7 @@ fn install_plugin(plugin: &Path) -> Result<Chain> {
 }
 
 /// The end of a daemon's log.
-pub(crate) fn log_tail(name: &str) -> String {
+fn log_tail(name: &str) -> String {
     let text = super::log_path(name).and_then(|path| Ok(std::fs::read_to_string(path)?)).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(15)..].join("\n")

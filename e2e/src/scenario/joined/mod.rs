@@ -1,0 +1,25 @@
+//! The world with podspan.
+
+mod heal;
+mod leave;
+mod reach;
+mod restart;
+mod size;
+mod wire;
+
+use super::{Scenario, Setting};
+
+/// What is shown under every variant of the clusters' own rules.
+pub(super) fn reach(setting: Setting) -> Vec<Scenario> {
+    reach::scenarios(setting)
+}
+
+/// What is shown once.
+pub(super) fn rest(setting: Setting) -> Vec<Scenario> {
+    let mut all = size::scenarios(setting);
+    all.extend(wire::scenarios(setting));
+    all.extend(heal::scenarios(setting));
+    all.extend(restart::scenarios(setting));
+    all.extend(leave::scenarios(setting));
+    all
+}

@@ -1,0 +1,163 @@
+//! What goes over the underlay, and what of it is believed.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use podspan_wire::DEFAULT_PORT;
+use podspan_wire::status::Status;
+
+use super::{Scenario, Setting};
+use crate::capture::{Capture, Expected, Needle};
+use crate::command::Cmd;
+use crate::probe::{self, Job, Task};
+use crate::scenario::Findings;
+use crate::topology::{BROKER_PORT, Family, POD_PORT};
+use crate::world::{self, LANES, World};
+
+pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
+    let scenario =
+        |name, about, run| Scenario { setting, name, about, timeout: Duration::from_secs(120), run };
+    vec![
+        scenario(
+            "capture",
+            "the router's links carry WireGuard and the broker's TLS and nothing else",
+            capture,
+        ),
+        scenario("source", "an inner source that belongs to someone else is dropped and counted", source),
+    ]
+}
+
+const MARKER: &[u8; 16] = b"podspan-lab-mark";
+
+/// The bytes by which a pod's traffic would be known: its IPv6 address; the IPv4 addresses of two pods as they
+/// follow each other in a header; all addresses as text; and the marker.
+fn needles(world: &World) -> Vec<Needle> {
+    let mut needles = vec![Needle { name: "the marker".into(), bytes: MARKER.to_vec() }];
+    let pods: Vec<_> = world.record.pods.iter().collect();
+    for (id, address) in &pods {
+        for address in address.both() {
+            needles.push(Needle {
+                name: format!("{id}'s address as text"),
+                bytes: address.to_string().into_bytes(),
+            });
+            if let IpAddr::V6(v6) = address {
+                needles.push(Needle { name: format!("{id}'s address {v6}"), bytes: v6.octets().to_vec() });
+            }
+        }
+        for (other, peer) in &pods {
+            if let (IpAddr::V4(a), IpAddr::V4(b)) = (address.v4, peer.v4) {
+                let bytes = [a.octets(), b.octets()].concat();
+                needles.push(Needle { name: format!("the addresses of {id} and {other}"), bytes });
+            }
+        }
+    }
+    needles
+}
+
+fn capture(world: &mut World) -> Result<()> {
+    let broker = world.topology.broker.address;
+    let expected = Expected {
+        underlay: world.topology.underlay().iter().flat_map(|(_, net)| net.both()).collect(),
+        wireguard: DEFAULT_PORT..DEFAULT_PORT + LANES,
+        brokers: broker.both().map(|address| SocketAddr::new(address, BROKER_PORT)).into(),
+        needles: needles(world),
+    };
+    let leaks = world::leaks(&world.topology)?;
+    let capture = Capture::start(world)?;
+    let pattern: String = MARKER.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut findings = Findings::default();
+    for (from, to) in [("alpha/pod5", "beta/pod3"), ("beta/pod1", "gamma/pod3"), ("gamma/pod3", "alpha/pod1")]
+    {
+        let netns = world.topology.find(from).context("pod")?;
+        for family in Family::BOTH {
+            let address = world.pod_address(to, family)?;
+            Cmd::new("ping")
+                .args([family.flag(), "-n", "-c", "3", "-i", "0.05", "-W", "2", "-s", "400", "-p", &pattern])
+                .arg(address.to_string())
+                .within(&netns)
+                .run_ok()?;
+            let target = SocketAddr::new(address, POD_PORT);
+            let jobs = [
+                Job::new("tcp", target, Task::Upload { bytes: 500_000 }),
+                Job::new("udp", target, Task::Udp { bytes: 1000 }),
+            ];
+            for outcome in probe::ask(&netns, &jobs)? {
+                findings.expect(&format!("{from} -> {to} {family} {}", outcome.id), None, outcome.error);
+            }
+        }
+    }
+    // An agent that starts makes handshakes and talks to the broker, so these are seen too.
+    restart_agent(world, "beta-2")?;
+    world.wait_until_joined()?;
+    let report = capture.finish(&expected)?;
+    findings.require(report.violation_count == 0, || {
+        format!("{} packets do not belong: {}", report.violation_count, report.violations.join("\n    "))
+    });
+    findings.require(report.count("WireGuard") > 1000, || format!("packets by kind: {:?}", report.kinds));
+    findings.require(report.count("broker") > 10, || format!("packets by kind: {:?}", report.kinds));
+    findings.expect("leaks", leaks, world::leaks(&world.topology)?);
+    findings.conclude(12 + 4)
+}
+
+fn restart_agent(world: &mut World, node: &str) -> Result<()> {
+    let agent = world.daemon(&world::agent_name(node))?;
+    agent.end(Duration::from_secs(10))?;
+    world.start_agent(node)
+}
+
+/// All packets that an agent has dropped for a cause.
+fn drops(status: &Status, cause: &str) -> u64 {
+    let workers = status.workers.iter().map(|worker| &worker.drops);
+    let lanes = status.clusters.iter().flat_map(|c| &c.nodes).flat_map(|n| &n.lanes).map(|lane| &lane.drops);
+    workers.chain(lanes).filter_map(|drops| drops.get(cause)).sum()
+}
+
+fn source(world: &mut World) -> Result<()> {
+    const CAUSE: &str = "source_mismatch";
+    const COUNT: u64 = 5;
+    let mut findings = Findings::default();
+    // beta's nodes have no rp_filter: what their pod makes up does leave.
+    let liar = world.topology.find("beta/pod1").context("pod")?;
+    let received = |world: &World| -> Result<u64> {
+        let mut sum = 0;
+        for node in ["alpha-1", "alpha-2"] {
+            sum += drops(&world.agent_status(world.node(node)?)?, CAUSE);
+        }
+        Ok(sum)
+    };
+    for family in Family::BOTH {
+        let (stolen, to) =
+            (world.pod_address("gamma/pod1", family)?, world.pod_address("alpha/pod1", family)?);
+        let length = if family == Family::V4 { 32 } else { 128 };
+        let address = |word: &str| {
+            let text = format!("{stolen}/{length}");
+            let mut args = vec!["address", word, &text, "dev", "eth0"];
+            if family == Family::V6 && word == "add" {
+                args.push("nodad");
+            }
+            Cmd::new("ip").args(args).within(&liar).run_ok()
+        };
+        let before = received(world)?;
+        address("add")?;
+        let ping = Cmd::new("ping")
+            .args([family.flag(), "-n", "-c", &COUNT.to_string(), "-i", "0.05", "-W", "1", "-I"])
+            .args([stolen.to_string(), to.to_string()])
+            .within(&liar)
+            .run()?;
+        address("del")?;
+        findings.require(!ping.status.success(), || format!("{family}: a stolen address was answered"));
+        let after = received(world)?;
+        findings.require(after >= before + COUNT, || {
+            format!("{family}: {CAUSE} at alpha's gateways should have grown by {COUNT}, it went from {before} to {after}")
+        });
+    }
+    // The liar's own address goes on working.
+    for family in Family::BOTH {
+        let target = SocketAddr::new(world.pod_address("alpha/pod1", family)?, POD_PORT);
+        let outcome =
+            probe::ask(&liar, &[Job::new("own address", target, Task::Tcp { bytes: 3000 })])?.remove(0);
+        findings.expect(&format!("{family} under its own address"), None, outcome.error);
+    }
+    findings.conclude(6)
+}
