@@ -34,7 +34,7 @@
 //! - The work of one call is bounded: by the batch, and by [`TURN`], [`BUSY_TURN`] and [`TICKS`] for
 //!   handshakes and timers, so that whoever sends handshakes in masses slows no session down. What is left
 //!   over makes `poll_timeout` return a time that has passed.
-//! - Memory is bounded: `WORKER_QUEUE_BYTES` of packets and [`HANDSHAKE_QUEUE`] handshakes wait at most.
+//! - Memory is bounded: [`QUEUE_BYTES`] of packets and [`HANDSHAKE_QUEUE`] handshakes wait at most.
 
 mod inbound;
 pub(crate) mod io;
@@ -43,6 +43,7 @@ mod noise;
 mod outbound;
 pub(crate) mod packet;
 mod peers;
+mod queue;
 pub(crate) mod rendezvous;
 mod time;
 mod timers;
@@ -56,6 +57,7 @@ use std::time::Duration;
 use podspan_wire::LaneKey;
 
 pub use io::{BATCH, Batch, MAX_DATAGRAM, OVERHEAD, Sink};
+pub use queue::QUEUE_BYTES;
 pub use time::Time;
 
 use crate::counters::WorkerCounters;
@@ -64,6 +66,7 @@ use crate::status::WorkerStatus;
 use crate::table::Table;
 use inbound::Handshake;
 use noise::Door;
+use queue::Budget;
 use timers::{Jitter, Timers};
 use tunnel::Tunnel;
 
@@ -100,7 +103,7 @@ pub struct Config {
 struct Shared {
     door: Door,
     counters: Arc<WorkerCounters>,
-    queued_bytes: usize,
+    budget: Budget,
     /// Handshakes begun so far.
     initiations: u64,
 }
@@ -157,7 +160,7 @@ impl Core {
             shared: Shared {
                 door: Door::new(config.secret, config.handshake_limit),
                 counters,
-                queued_bytes: 0,
+                budget: Budget::default(),
                 initiations: 0,
             },
             table: Arc::default(),

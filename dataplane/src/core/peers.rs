@@ -59,7 +59,7 @@ impl Core {
                 }
             }
         }
-        self.drop_all_but(now, &kept);
+        self.drop_all_but(&kept);
         self.index_endpoints();
         self.table = table;
     }
@@ -78,13 +78,13 @@ impl Core {
         Some(self.tunnels.len() as u32 - 1)
     }
 
-    fn drop_all_but(&mut self, now: Time, kept: &HashSet<u32>) {
+    fn drop_all_but(&mut self, kept: &HashSet<u32>) {
         for slot in 0..self.tunnels.len() as u32 {
             if kept.contains(&slot) {
                 continue;
             }
             let Some(mut tunnel) = self.tunnels[slot as usize].take() else { continue };
-            tunnel.purge(now, true, &mut self.shared);
+            tunnel.give_up(&mut self.shared);
             info!(peer = %tunnel.profile.id, remote = tunnel.profile.remote, "tunnel removed: its key is no longer announced");
             self.by_key.remove(&tunnel.key);
             self.free.push_back(slot);

@@ -9,7 +9,6 @@
 //!    └───────────────── given up, and not wanted ◄──────────────────────────┘ expired after 180 s
 //! ```
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +18,7 @@ use tracing::{debug, info};
 
 use super::io::{MAX_DATAGRAM, OVERHEAD, Sink};
 use super::noise::{Door, Kind, MAX_HANDSHAKE, Noise, Opened, Shaken, Tick};
+use super::queue::Queue;
 use super::timers::Jitter;
 use super::{Shared, Time};
 use crate::counters::{DropCause, TunnelCounters};
@@ -54,15 +54,11 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Between ticks of a tunnel that carries packets, and of one that does not.
 const TICK: Duration = Duration::from_millis(250);
 const IDLE_TICK: Duration = Duration::from_secs(1);
-/// An unknown session makes a tunnel try a handshake at most so often.
+/// An unknown session makes a tunnel without one of its own try a handshake at most so often.
 const POKE: Duration = Duration::from_secs(1);
-
-/// Packets that wait for a tunnel's handshake, at most; the oldest gives way to the newest.
-pub(crate) const TUNNEL_QUEUE: usize = 64;
-/// Bytes that wait for handshakes on one worker, at most, whatever the number of tunnels.
-pub(crate) const WORKER_QUEUE_BYTES: usize = 8 << 20;
-/// A packet that has waited for longer is worth nothing to who sent it.
-const QUEUE_TIME: Duration = Duration::from_secs(3);
+/// The same for a tunnel with a session, which hardly ever needs it: whoever forges the addresses of
+/// thousands of peers is not to keep this node busy.
+const POKE_WITH_SESSION: Duration = Duration::from_secs(15);
 
 /// What a table says of a tunnel.
 #[derive(Debug)]
@@ -82,11 +78,6 @@ impl Profile {
     fn wanted(&self) -> bool {
         self.dial || self.keepalive.is_some()
     }
-}
-
-struct Queued {
-    at: Time,
-    packet: Box<[u8]>,
 }
 
 pub(crate) struct Tunnel {
@@ -119,7 +110,7 @@ pub(crate) struct Tunnel {
     poked: Option<Time>,
     /// Try a handshake at the next tick, come what may.
     force: bool,
-    queue: VecDeque<Queued>,
+    queue: Queue,
     was_up: bool,
 }
 
@@ -146,7 +137,7 @@ impl Tunnel {
             patience: Time::default(),
             poked: None,
             force: false,
-            queue: VecDeque::new(),
+            queue: Queue::default(),
             was_up: false,
         }
     }
@@ -200,10 +191,10 @@ impl Tunnel {
     }
 
     /// A packet of a session unknown here came from the peer's address: perhaps we lost it in a restart.
-    /// Whoever can forge that address gets one handshake a second sent to the peer, no more. Returns
-    /// whether the tunnel is to be looked at.
+    /// Whoever can forge that address makes one handshake a second, no more. Returns whether the tunnel is to be looked at.
     pub(crate) fn poke(&mut self, now: Time) -> bool {
-        if self.poked.is_some_and(|at| now.since(at) < POKE) {
+        let pause = if self.has_session() { POKE_WITH_SESSION } else { POKE };
+        if self.poked.is_some_and(|at| now.since(at) < pause) {
             return false;
         }
         self.poked = Some(now);
@@ -232,7 +223,8 @@ impl Tunnel {
             self.profile.counters.drops.count(DropCause::NoEndpoint);
             return None;
         }
-        self.enqueue(now, packet, shared);
+        let dropped = self.queue.push(now, packet, &mut shared.budget);
+        self.profile.counters.drops.add(DropCause::QueueFull, dropped);
         self.start(now)
     }
 
@@ -247,36 +239,22 @@ impl Tunnel {
         Some(now)
     }
 
-    fn enqueue(&mut self, now: Time, packet: &[u8], shared: &mut Shared) {
-        if self.queue.len() >= TUNNEL_QUEUE
-            && let Some(oldest) = self.queue.pop_front()
-        {
-            shared.queued_bytes -= oldest.packet.len();
-            self.profile.counters.drops.count(DropCause::QueueFull);
-        }
-        if shared.queued_bytes + packet.len() > WORKER_QUEUE_BYTES {
-            self.profile.counters.drops.count(DropCause::QueueFull);
-            return;
-        }
-        shared.queued_bytes += packet.len();
-        self.queue.push_back(Queued { at: now, packet: packet.into() });
+    /// Drops the packets that have waited too long.
+    fn purge(&mut self, now: Time, shared: &mut Shared) {
+        let dropped = self.queue.purge(now, &mut shared.budget);
+        self.profile.counters.drops.add(DropCause::HandshakeTimeout, dropped);
     }
 
-    /// Drops the packets that have waited too long; all of them with `all`.
-    pub(crate) fn purge(&mut self, now: Time, all: bool, shared: &mut Shared) {
-        while self.queue.front().is_some_and(|queued| all || now.since(queued.at) >= QUEUE_TIME) {
-            if let Some(queued) = self.queue.pop_front() {
-                shared.queued_bytes -= queued.packet.len();
-                self.profile.counters.drops.count(DropCause::HandshakeTimeout);
-            }
-        }
+    /// Drops all packets that wait.
+    pub(crate) fn give_up(&mut self, shared: &mut Shared) {
+        let dropped = self.queue.clear(&mut shared.budget);
+        self.profile.counters.drops.add(DropCause::HandshakeTimeout, dropped);
     }
 
     fn flush(&mut self, now: Time, shared: &mut Shared, sink: &mut impl Sink) {
-        self.purge(now, false, shared);
-        while let Some(queued) = self.queue.pop_front() {
-            shared.queued_bytes -= queued.packet.len();
-            self.seal(now, &queued.packet, shared, sink);
+        self.purge(now, shared);
+        while let Some(packet) = self.queue.pop(&mut shared.budget) {
+            self.seal(now, &packet, shared, sink);
         }
     }
 
@@ -420,12 +398,12 @@ impl Tunnel {
         sink: &mut impl Sink,
     ) -> Option<Time> {
         shared.counters.ticks.add(1);
-        self.purge(now, false, shared);
+        self.purge(now, shared);
         self.ticked = Some(now);
         let mut initiated = false;
         if !self.has_session() && !self.profile.wanted() && !self.force && now >= self.patience {
             self.shaking = None;
-            self.purge(now, true, shared);
+            self.give_up(shared);
         }
         let out = sink.datagram(MAX_HANDSHAKE);
         match self.noise(&shared.door).tick(out) {
