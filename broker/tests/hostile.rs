@@ -398,3 +398,51 @@ async fn tls_is_1_3_with_a_hybrid_key_exchange() {
     let error = tokio_rustls::TlsConnector::from(Arc::new(old)).connect(name, stream).await.unwrap_err();
     assert!(error.to_string().to_lowercase().contains("version"), "{error}");
 }
+
+/// Shows one key's certificate and signs with another: what a thief of a certificate could do.
+#[derive(Debug)]
+struct Thief(Arc<rustls::sign::CertifiedKey>);
+
+impl rustls::client::ResolvesClientCert for Thief {
+    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        Some(self.0.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_without_its_key_proves_nothing() {
+    let broker = Running::start().await;
+    let alpha = cluster("alpha", 1);
+    let pair = |cluster: &Cluster| {
+        let pkcs8 = cluster.key.to_pkcs8();
+        let der = rustls::pki_types::PrivatePkcs8KeyDer::from(pkcs8.as_slice()).clone_key();
+        (rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ED25519).unwrap(), der)
+    };
+    let (shown, shown_der) = pair(&alpha);
+    let (_, signing) = pair(&cluster("mallory", 66));
+    let certificate = rcgen::CertificateParams::default().self_signed(&shown).unwrap();
+    for (der, good) in [(shown_der, true), (signing, false)] {
+        let key = rustls::crypto::aws_lc_rs::sign::any_eddsa_type(&der).unwrap();
+        let certified = rustls::sign::CertifiedKey::new(vec![certificate.der().clone()], key);
+        let mut tls = Arc::unwrap_or_clone(broker.site.tls(None));
+        tls.client_auth_cert_resolver = Arc::new(Thief(Arc::new(certified)));
+        let stream = TcpStream::connect(broker.address()).await.unwrap();
+        let name = ServerName::from(std::net::IpAddr::from(broker.site.address));
+        let mut answer = Vec::new();
+        if let Ok(mut stream) = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await {
+            let request = format!(
+                "GET /v1/records HTTP/1.1\r\nhost: x\r\nconnection: close\r\npodspan-grant: {}\r\n\r\n",
+                alpha.grant_header()
+            );
+            let _ = stream.write_all(request.as_bytes()).await;
+            let _ = stream.read_to_end(&mut answer).await;
+        }
+        let answer = String::from_utf8_lossy(&answer);
+        assert_eq!(answer.contains("200 OK"), good, "{answer}");
+        assert_eq!(answer.is_empty(), !good, "{answer}");
+    }
+}
