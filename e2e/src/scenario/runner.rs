@@ -7,9 +7,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 
 use super::{Scenario, Setting, all};
+use crate::build::{self, Programs};
 use crate::screen::Screen;
 use crate::world::World;
-use crate::{build, requirements, signals};
+use crate::{requirements, signals};
 
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
@@ -78,12 +79,15 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
         screen.heading(&format!("{name}: {about}"));
         run_cargo(name, arguments, &screen, &mut tally)?;
     }
+    let with_podspan = scenarios.iter().any(|scenario| scenario.setting.podspan);
+    let programs = if with_podspan { Some(build::programs(&screen)?) } else { None };
+    let means = Means { args, screen: &screen, programs };
     let mut rest = &scenarios[..];
     while let Some(first) = rest.first() {
         let count = rest.iter().take_while(|scenario| scenario.setting == first.setting).count();
         let (group, later) = rest.split_at(count);
         rest = later;
-        if run_world(first.setting, group, args, &screen, &mut tally)? == Next::Stop {
+        if run_world(first.setting, group, &means, &mut tally)? == Next::Stop {
             break;
         }
     }
@@ -135,54 +139,71 @@ enum Next {
     Stop,
 }
 
-fn build(setting: Setting, screen: &Screen) -> Result<World> {
-    let mut world = World::create(setting.variant, *screen)?;
-    let programs = if setting.podspan { Some(build::programs(screen)?) } else { None };
-    world.start_all(programs.as_ref())?;
-    Ok(world)
+/// How long a world may take to stand.
+const BUILD: Duration = Duration::from_secs(120);
+
+/// What every world of the run is made with.
+struct Means<'a> {
+    args: &'a TestArgs,
+    screen: &'a Screen,
+    programs: Option<Programs>,
+}
+
+impl Means<'_> {
+    fn make(&self, setting: Setting) -> Result<World> {
+        signals::within(BUILD, || {
+            let mut world = World::create(setting.variant, *self.screen)?;
+            let programs = self.programs.as_ref().filter(|_| setting.podspan);
+            if let Err(error) = world.start_all(programs) {
+                return Err(error.context(world.diagnosis()));
+            }
+            Ok(world)
+        })
+        .context("the world could not be made")
+    }
 }
 
 /// Runs the scenarios of one world. After a failure the next one gets a new world, so that one failure is not
 /// the cause of another.
-fn run_world(
-    setting: Setting,
-    group: &[Scenario],
-    args: &TestArgs,
-    screen: &Screen,
-    tally: &mut Tally,
-) -> Result<Next> {
+fn run_world(setting: Setting, group: &[Scenario], means: &Means<'_>, tally: &mut Tally) -> Result<Next> {
+    let screen = means.screen;
     screen.heading(&setting.name());
     let mut world = None;
     for scenario in group {
         let name = scenario.full_name();
+        let mut current = match world.take() {
+            Some(world) => world,
+            None => match means.make(setting) {
+                Ok(world) => world,
+                Err(error) => {
+                    signals::check()?;
+                    tally.fail(&name, 1);
+                    screen.line(&format!("FAILED: {name}: {error:?}"));
+                    continue;
+                }
+            },
+        };
         let begin = Instant::now();
-        let result = signals::within(scenario.timeout, || {
-            let mut current = match world.take() {
-                Some(world) => world,
-                None => build(setting, screen).context("the world could not be made")?,
-            };
-            let result = caught(scenario, &mut current);
-            world = Some(current);
-            result
-        });
+        let result = signals::within(scenario.timeout, || caught(scenario, &mut current));
         signals::check()?;
         let seconds = begin.elapsed().as_secs_f64();
+        let about = scenario.about;
         match result {
             Ok(()) => {
                 tally.passed += 1;
-                screen.line(&format!("passed: {name} ({seconds:.1} s): {}", scenario.about));
+                screen.line(&format!("passed: {name} ({seconds:.1} s): {about}"));
+                world = Some(current);
             }
             Err(error) => {
                 tally.fail(&name, 1);
-                screen.line(&format!("FAILED: {name} ({seconds:.1} s): {}\n{error:#}", scenario.about));
-                if args.keep_on_failure {
-                    if let Some(world) = world {
-                        world.stay()?;
-                    }
+                screen.line(&format!("FAILED: {name} ({seconds:.1} s): {about}\n{error:#}"));
+                screen.raw(&current.diagnosis());
+                if means.args.keep_on_failure {
+                    current.stay()?;
                     screen.line("the world stands as it failed; end it with `cargo lab down`");
                     return Ok(Next::Stop);
                 }
-                close(world.take(), &name, screen, tally)?;
+                close(Some(current), &name, screen, tally)?;
             }
         }
     }

@@ -130,6 +130,26 @@ impl World {
         }
     }
 
+    /// What the agents and the broker say of themselves, for finding out why something failed.
+    pub(crate) fn diagnosis(&self) -> String {
+        const LINES: usize = 6;
+        let mut text = String::new();
+        for daemon in self.record.daemons.iter().filter(|daemon| !daemon.name.starts_with("probe")) {
+            let state = if daemon.process.is_alive() { "runs" } else { "has ended" };
+            text.push_str(&format!("  {} {state}; its log ends:\n", daemon.name));
+            let log = log_tail(&daemon.name);
+            let lines: Vec<&str> = log.lines().collect();
+            for line in &lines[lines.len().saturating_sub(LINES)..] {
+                text.push_str(&format!("    {line}\n"));
+            }
+            let node = daemon.name.strip_prefix("agent ").and_then(|name| self.topology.node(name));
+            if let Some(status) = node.and_then(|node| self.agent_status(node).ok()) {
+                text.push_str(&format!("    problems: {:?}\n", status.problems));
+            }
+        }
+        text
+    }
+
     fn missing(&self) -> Result<Vec<String>> {
         let mut missing = Vec::new();
         for node in self.topology.nodes() {
