@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 /// The discovery endpoint of podspan: stores and streams the signed records of one cluster set.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version)]
 struct Arguments {
     /// The configuration file (TOML), as `podspan clusterset create` writes it.
     #[arg(long, value_name = "FILE")]

@@ -120,7 +120,7 @@ impl<'t> Reader<'t> {
 
     /// The addresses to listen on; at least one, none twice.
     pub(super) fn addresses(&mut self, key: &'static str) -> Vec<SocketAddr> {
-        const WHAT: &str = "a list such as [\"0.0.0.0:7443\", \"[::]:7443\"]";
+        const WHAT: &str = "a list such as [\"[::]:7443\"], every address of this host, IPv4 and IPv6";
         let mut addresses = Vec::new();
         match self.take(key) {
             None => self.missing(key, WHAT),
