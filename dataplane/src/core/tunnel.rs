@@ -30,8 +30,11 @@ use crate::table::PeerIndex;
 pub(crate) const SILENCE: Duration = Duration::from_secs(15);
 /// Between two attempts at a handshake (WireGuard paper, section 6.1: REKEY_TIMEOUT).
 const RETRY: Duration = Duration::from_secs(5);
-/// Between two attempts as long as some known endpoint was not tried at all.
-const FIRST_ROUND: Duration = Duration::from_secs(1);
+/// Between the first few attempts without a session: a lost packet, a wrong endpoint, or a peer that
+/// learns of this node only now must not cost 5 s each.
+const QUICK_RETRY: Duration = Duration::from_secs(1);
+/// How many are so quick at least; every known endpoint is tried so once.
+const QUICK_ATTEMPTS: usize = 3;
 /// The longest wait between attempts at a peer that does not answer.
 const MAX_RETRY: Duration = Duration::from_secs(15);
 /// Added to each wait, so that peers do not fall into step; the least of it also keeps the wait safely
@@ -517,9 +520,9 @@ impl Tunnel {
     fn wait(&self, jitter: &mut Jitter) -> Duration {
         let known = self.profile.candidates.len().max(1);
         let wait = match self.attempts / known {
-            0 if !self.has_session() => FIRST_ROUND,
-            0..=3 => RETRY,
-            4..=6 => RETRY * 2,
+            _ if !self.has_session() && self.attempts <= known.max(QUICK_ATTEMPTS) => QUICK_RETRY,
+            0..=6 => RETRY,
+            7..=9 => RETRY * 2,
             _ => MAX_RETRY - JITTER,
         };
         wait + JITTER / 16 + jitter.below(JITTER - JITTER / 16)

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd as _;
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
@@ -12,6 +13,10 @@ use crate::settings::StartError;
 /// Buffers of the kernel for one socket, bytes each way: some 30 ms of traffic at 1 Gbit/s. Memory is
 /// taken only for what waits.
 const BUFFER: usize = 4 << 20;
+
+/// How often a port that is taken is tried, and the wait in between: 200 ms in all.
+const BIND_ATTEMPTS: u32 = 11;
+const BIND_PAUSE: Duration = Duration::from_millis(20);
 
 /// A bound UDP socket: for both families where the system has IPv6, else for IPv4.
 #[derive(Debug)]
@@ -45,7 +50,7 @@ impl LaneSocket {
         } else {
             (Ipv4Addr::UNSPECIFIED, port).into()
         };
-        socket.bind(&any.into()).map_err(|error| match error.kind() {
+        bind(&socket, any).map_err(|error| match error.kind() {
             io::ErrorKind::AddrInUse => StartError::PortTaken { port, lane },
             _ => failed("binding")(error),
         })?;
@@ -70,6 +75,21 @@ impl LaneSocket {
 impl std::os::fd::AsFd for LaneSocket {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// Binds; waits a moment for a port that is taken. The agent before this one may be about to end, and a
+/// process that is being started holds, until its `exec`, what its parent has just closed.
+fn bind(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    let mut left = BIND_ATTEMPTS;
+    loop {
+        left -= 1;
+        match socket.bind(&address.into()) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && left > 0 => {
+                std::thread::sleep(BIND_PAUSE);
+            }
+            result => return result,
+        }
     }
 }
 
