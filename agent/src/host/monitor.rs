@@ -69,7 +69,7 @@ pub(super) struct Interest {
     /// The interface's name and, once known, its index.
     pub(super) interface: String,
     pub(super) index: Option<u32>,
-    /// The same of the underlay's interfaces.
+    /// The same of the underlay's interfaces; none while the underlay is not known, when any may be it.
     pub(super) underlay: Vec<(String, u32)>,
 }
 
@@ -77,6 +77,8 @@ pub(super) struct Interest {
 pub(super) struct Monitor {
     route: TokioSocket,
     nft: TokioSocket,
+    /// Whether the last read failed, other than by an overrun.
+    failed: bool,
 }
 
 impl Monitor {
@@ -93,11 +95,16 @@ impl Monitor {
             route.socket_mut().add_membership(group)?;
         }
         nft.socket_mut().add_membership(NFT_GROUP)?;
-        Ok(Self { route, nft })
+        Ok(Self { route, nft, failed: false })
     }
 
-    /// Waits for the next message that is of interest.
+    /// Waits for the next message that is of interest. Nothing is lost if this future is dropped early.
     pub(super) async fn next(&mut self, interest: &Interest) -> Dirty {
+        if self.failed {
+            // A socket that fails for good must not spin.
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            self.failed = false;
+        }
         loop {
             let received = tokio::select! {
                 received = self.route.recv_from_full() => received,
@@ -107,10 +114,10 @@ impl Monitor {
                 Ok((datagram, _)) => sort(&datagram, interest),
                 Err(error) => {
                     // ENOBUFS: the kernel dropped messages. Any other error is as good a reason to look at
-                    // everything; the pause keeps a socket that fails for good from spinning.
+                    // everything.
                     if error.raw_os_error() != Some(libc::ENOBUFS) {
                         tracing::warn!(%error, "netlink monitor failed; comparing everything");
-                        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                        self.failed = true;
                     }
                     Dirty::ALL
                 }
@@ -168,7 +175,10 @@ fn sort(datagram: &[u8], interest: &Interest) -> Dirty {
 
 fn sort_one(kind: u16, payload: &[u8], interest: &Interest) -> Dirty {
     let own = |index: Option<u32>| index.is_some() && index == interest.index;
-    let underlay = |index: Option<u32>| interest.underlay.iter().any(|(_, other)| Some(*other) == index);
+    let underlay = |index: Option<u32>| {
+        interest.underlay.iter().any(|(_, other)| Some(*other) == index)
+            || (interest.underlay.is_empty() && index != interest.index)
+    };
     match kind {
         RTM_NEWLINK | RTM_DELLINK => {
             let index = u32_at(payload, 4);
@@ -200,7 +210,7 @@ fn sort_one(kind: u16, payload: &[u8], interest: &Interest) -> Dirty {
             // Minus one stands for "all", minus two for "default".
             let index = index.map(i32::from_ne_bytes);
             let known = index.and_then(|index| u32::try_from(index).ok());
-            let kernel = index.is_none_or(|index| index < 0) || own(known) || underlay(known);
+            let kernel = index.is_none_or(|index| index < 0) || own(known) || (!interest.underlay.is_empty() && underlay(known));
             Dirty { kernel, ..Dirty::default() }
         }
         _ if kind >> 8 == NFT_SUBSYSTEM && kind & 0xff != NFT_NEW_GENERATION => {
