@@ -9,6 +9,7 @@ mod cni_runtime;
 mod command;
 mod commands;
 mod demo;
+mod lying_broker;
 mod matrix;
 mod netns;
 mod probe;
@@ -57,6 +58,9 @@ enum Command {
         #[arg(long)]
         port: u16,
     },
+    /// Be a broker that lies
+    #[command(hide = true)]
+    LyingBroker(lying_broker::LyingBroker),
     /// Run the probe jobs given as JSON on standard input
     #[command(hide = true)]
     ProbeClient,
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         // The probes are ended by plain signals.
         Command::ProbeServer { port } => probe::run_server(port).map(|()| ExitCode::SUCCESS),
         Command::ProbeClient => probe::run_client().map(|()| ExitCode::SUCCESS),
+        Command::LyingBroker(args) => lying_broker::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Exec(exec) => commands::exec(&exec),
         command => signals::listen().and_then(|()| match command {
             Command::Demo(demo) => demo::demo(&demo),

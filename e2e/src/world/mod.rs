@@ -26,7 +26,7 @@ use crate::state::{self, Daemon, Lock, Record, Stage};
 use crate::topology::{Cloud, Family, Node, POD_PORT, Pod, Service, Topology, Wiring};
 
 pub(crate) use pods::{Chain, attachment, node_directory};
-pub(crate) use podspan::{BROKER, LANES, agent_config, agent_name};
+pub(crate) use podspan::{BROKER, LANES, agent_config, agent_name, bundle};
 pub(crate) use teardown::{Leftovers, tear_down};
 
 /// A world that this run of the lab has made. Dropping it takes it down, unless it was told to stay.

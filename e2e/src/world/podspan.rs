@@ -10,6 +10,8 @@ use super::pods::{self, PodspanPlugin};
 use super::{Chain, World, wait_for_tcp};
 use crate::agent_socket;
 use crate::command::Cmd;
+use crate::lying_broker::Lies;
+use crate::process::ProcessId;
 use crate::signals;
 use crate::state;
 use crate::topology::{BROKER_PORT, Node};
@@ -26,7 +28,7 @@ fn set_directory() -> PathBuf {
 }
 
 /// The bundle of a cluster.
-fn bundle(cluster: &str) -> PathBuf {
+pub(crate) fn bundle(cluster: &str) -> PathBuf {
     state::path("podspan").join(format!("{cluster}.bundle"))
 }
 
@@ -96,6 +98,50 @@ impl World {
             let state = if process.is_alive() { "runs" } else { "has ended" };
             format!("the broker {state} and does not answer; its log ends:\n{}", log_tail(BROKER))
         })
+    }
+
+    /// Ends the broker.
+    pub(crate) fn stop_broker(&mut self) -> Result<()> {
+        self.daemon(BROKER)?.end(Duration::from_secs(10))?;
+        Ok(())
+    }
+
+    /// Starts a lying broker in the place of the real one, which must not run.
+    pub(crate) fn start_lying_broker(&mut self, lies: &Lies) -> Result<ProcessId> {
+        let file = state::path("podspan/lies.json");
+        std::fs::write(&file, serde_json::to_vec(lies)?).context("cannot write the lies")?;
+        let host = self.topology.broker.clone();
+        let broker = set_directory().join("broker");
+        let cmd = Cmd::lab()
+            .args(["lying-broker", "--port", &BROKER_PORT.to_string(), "--certificate"])
+            .arg(broker.join("broker.crt"))
+            .arg("--private-key")
+            .arg(broker.join("broker.key"))
+            .arg("--lies")
+            .arg(file)
+            .within(&host.netns());
+        let process = self.start_daemon("lying broker", &cmd)?;
+        let address = (host.address.v4, BROKER_PORT).into();
+        host.netns().enter(|| wait_for_tcp(address, Duration::from_secs(10))).context("the lying broker")?;
+        Ok(process)
+    }
+
+    /// Waits until every agent is connected to the broker.
+    pub(crate) fn wait_until_connected(&self) -> Result<()> {
+        let end = Instant::now() + JOIN;
+        for node in self.topology.nodes() {
+            loop {
+                let status = self.agent_status(node)?.broker;
+                if status.connected.is_some() {
+                    break;
+                }
+                if Instant::now() > end {
+                    bail!("{} has not come back to the broker: {status:?}", node.name);
+                }
+                signals::sleep(Duration::from_millis(200))?;
+            }
+        }
+        Ok(())
     }
 
     /// Starts the agent of a node; does not wait for anything.

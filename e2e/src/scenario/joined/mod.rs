@@ -2,6 +2,7 @@
 
 mod heal;
 mod leave;
+mod lies;
 mod reach;
 mod restart;
 mod size;
@@ -18,6 +19,7 @@ pub(super) fn reach(setting: Setting) -> Vec<Scenario> {
 pub(super) fn rest(setting: Setting) -> Vec<Scenario> {
     let mut all = size::scenarios(setting);
     all.extend(wire::scenarios(setting));
+    all.extend(lies::scenarios(setting));
     all.extend(heal::scenarios(setting));
     all.extend(restart::scenarios(setting));
     all.extend(leave::scenarios(setting));

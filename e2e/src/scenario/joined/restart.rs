@@ -116,20 +116,6 @@ fn broker_killed(world: &mut World) -> Result<()> {
     for pending in pending {
         check_streams(pending.finish()?, 500, &mut findings);
     }
-    let end = Instant::now() + Duration::from_secs(30);
-    for node in world.topology.nodes() {
-        loop {
-            let status = world.agent_status(node)?.broker;
-            if status.connected.is_some() {
-                break;
-            }
-            if Instant::now() > end {
-                findings
-                    .require(false, || format!("{} has not come back to the broker: {status:?}", node.name));
-                break;
-            }
-            signals::sleep(Duration::from_millis(200))?;
-        }
-    }
+    world.wait_until_connected()?;
     findings.conclude(3 * 4 * 2)
 }
