@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context as _;
-use podspan_broker::client::WatchUpdate;
+use futures_util::FutureExt as _;
+use podspan_broker::client::{Event, Watch};
 use podspan_dataplane::Dataplane;
 use podspan_wire::local::{Answer, Attachment, PodRoutes, Request};
 use podspan_wire::status::BrokerStatus;
@@ -38,6 +38,9 @@ const ENDPOINTS_EVERY: Duration = Duration::from_secs(5);
 /// How often old records are forgotten and the keys' last use is noted.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(60);
 
+/// How many events of the broker are taken in before the others get their turn.
+const MAX_TOGETHER: usize = 1024;
+
 /// What the controller starts with.
 pub struct Setup {
     /// The agent's settings.
@@ -52,8 +55,8 @@ pub struct Setup {
     pub state: Arc<StateDir>,
     /// This node's lanes as they are announced.
     pub lanes: Vec<Lane>,
-    /// Opens the data plane; called again when the interface was deleted under it.
-    pub open_dataplane: Box<dyn Fn() -> anyhow::Result<Dataplane> + Send>,
+    /// The packet path.
+    pub dataplane: Dataplane,
     /// The hand on the kernel.
     pub host: Host,
 }
@@ -63,7 +66,7 @@ pub struct Inbox {
     /// Facts that changed.
     pub facts: mpsc::Receiver<Found>,
     /// What the brokers say.
-    pub broker: mpsc::Receiver<WatchUpdate>,
+    pub broker: Watch,
     /// What happens in the kernel.
     pub host: mpsc::Receiver<HostEvent>,
     /// Questions from the unix socket and the health port.
@@ -87,8 +90,7 @@ pub struct Controller {
     facts: LocalFacts,
     state: Arc<StateDir>,
     lanes: Vec<Lane>,
-    open_dataplane: Box<dyn Fn() -> anyhow::Result<Dataplane> + Send>,
-    dataplane: Option<Dataplane>,
+    dataplane: Dataplane,
     host: Host,
     underlay: Underlay,
     membership: Membership,
@@ -98,7 +100,8 @@ pub struct Controller {
     outbox: Outbox,
     started: UnixTime,
     desired: Option<DesiredState>,
-    /// Where peers were heard in the last life: for the data plane to dial.
+    /// Where peers were heard in the last life: for the data plane to dial. Never changed, so that the
+    /// table is not.
     learned: Endpoints,
     /// Where they are heard now, as it was last written down.
     endpoints: Endpoints,
@@ -109,7 +112,6 @@ pub struct Controller {
     repair: watch::Sender<attachments::Repair>,
     facts_problem: Option<String>,
     table_problems: Vec<String>,
-    dataplane_problem: Option<String>,
 }
 
 fn now() -> UnixTime {
@@ -122,8 +124,7 @@ impl Controller {
     /// # Errors
     /// If the state directory cannot be read, or the data plane not be opened.
     pub async fn start(setup: Setup, outbox: Outbox) -> anyhow::Result<Self> {
-        let Setup { config, bundle, grant, facts, state, lanes, open_dataplane, host } = setup;
-        let dataplane = open_dataplane()?;
+        let Setup { config, bundle, grant, facts, state, lanes, dataplane, host } = setup;
         let own = NodeId { cluster: grant.cluster.clone(), node: facts.node.clone() };
         let known = state.known()?;
         let membership = Membership::new(Trust::new(bundle.cluster_set), own, &grant, known, now());
@@ -140,16 +141,14 @@ impl Controller {
             up: BTreeMap::new(),
             facts_problem: None,
             table_problems: Vec::new(),
-            dataplane_problem: None,
             published: Published::default(),
             started: now(),
-            dataplane: Some(dataplane),
+            dataplane,
             config,
             grant,
             facts,
             state,
             lanes,
-            open_dataplane,
             host,
             membership,
             attachments,
@@ -169,7 +168,11 @@ impl Controller {
     ///
     /// # Errors
     /// If something happened that only a restart can mend.
-    pub async fn run(mut self, mut inbox: Inbox, stop: impl Future<Output = ()>) -> anyhow::Result<(Option<Dataplane>, Host)> {
+    pub async fn run(
+        mut self,
+        mut inbox: Inbox,
+        stop: impl Future<Output = ()>,
+    ) -> anyhow::Result<(Dataplane, Host)> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tokio::pin!(stop);
@@ -180,11 +183,12 @@ impl Controller {
                     let answer = self.answer(query.request);
                     let _ = query.answer.send(answer);
                 }
-                Some(update) = inbox.broker.recv() => {
-                    let mut changes = self.heard(update);
+                Some(event) = inbox.broker.next() => {
+                    let mut changes = self.heard(event);
                     // What came together is kept and applied together.
-                    while let Ok(update) = inbox.broker.try_recv() {
-                        changes |= self.heard(update);
+                    for _ in 0..MAX_TOGETHER {
+                        let Some(Some(event)) = inbox.broker.next().now_or_never() else { break };
+                        changes |= self.heard(event);
                     }
                     self.membership_changed(changes);
                 }
@@ -205,22 +209,24 @@ impl Controller {
         Ok((self.dataplane, self.host))
     }
 
-    fn heard(&mut self, update: WatchUpdate) -> Changes {
-        match update {
-            WatchUpdate::Connected { broker } => {
+    fn heard(&mut self, event: Event) -> Changes {
+        match event {
+            Event::Connected { broker } => {
                 info!(broker, "connected to a broker");
                 self.broker.errors.remove(&broker);
                 self.broker.connected = Some(broker);
                 self.broker.last_heard = Some(now());
                 Changes { nodes: false, status: true }
             }
-            WatchUpdate::Disconnected { broker, why } => {
-                warn!(broker, why, "not connected to a broker; what is known stays in use");
-                self.broker.errors.insert(broker, why);
+            Event::Disconnected { broker, why } => {
+                let why = why.to_string();
+                if self.broker.errors.insert(broker.clone(), why.clone()).as_ref() != Some(&why) {
+                    warn!(broker, why, "not connected to a broker; what is known stays in use");
+                }
                 self.broker.connected = None;
                 Changes { nodes: false, status: true }
             }
-            WatchUpdate::Event(event) => {
+            Event::Event(event) => {
                 self.broker.last_heard = Some(now());
                 self.membership.handle(event, now())
             }
@@ -263,39 +269,24 @@ impl Controller {
             }
             Err(why) => {
                 warn!(why, "the facts about this node cannot be used; the last good ones stay in use");
-                self.facts_problem = Some(format!("the facts about this node cannot be used, the last good ones stay: {why}"));
+                self.facts_problem =
+                    Some(format!("the facts about this node cannot be used, the last good ones stay: {why}"));
             }
         }
     }
 
     async fn kernel(&mut self, event: HostEvent) {
         match event {
+            // The data plane makes it anew within a second, and the host then sets it up again.
             HostEvent::InterfaceGone => {
-                warn!(interface = self.config.tunnel.interface, "somebody deleted the interface: making it anew");
-                self.learned = self.endpoints.clone();
-                if let Some(dataplane) = self.dataplane.take() {
-                    dataplane.shutdown();
-                }
-                self.reopen();
+                warn!(
+                    interface = self.config.tunnel.interface,
+                    "somebody deleted the interface; it is made anew"
+                );
             }
             HostEvent::UnderlayChanged => {
                 self.look_at_underlay().await;
                 self.apply();
-            }
-        }
-    }
-
-    fn reopen(&mut self) {
-        match (self.open_dataplane)() {
-            Ok(dataplane) => {
-                self.dataplane = Some(dataplane);
-                self.dataplane_problem = None;
-                self.desired = None;
-                self.apply();
-            }
-            Err(error) => {
-                warn!(error = format!("{error:#}"), "the interface cannot be made; trying again");
-                self.dataplane_problem = Some(format!("the tunnels cannot be opened: {error:#}"));
             }
         }
     }
@@ -349,10 +340,8 @@ impl Controller {
         });
         let before = self.desired.replace(desired);
         let Some(desired) = &self.desired else { return };
-        if before.as_ref().is_none_or(|before| before.table != desired.table)
-            && let Some(dataplane) = &self.dataplane
-        {
-            self.table_problems = match dataplane.set_table(desired.table.clone()) {
+        if before.as_ref().is_none_or(|before| before.table != desired.table) {
+            self.table_problems = match self.dataplane.set_table(desired.table.clone()) {
                 Ok(()) => Vec::new(),
                 Err(error) => {
                     warn!(%error, "not all of the table can be used");
@@ -370,15 +359,14 @@ impl Controller {
 
     /// Has the routes inside every pod looked at.
     fn repair_pods(&self) {
-        self.repair.send_replace(attachments::Repair { details: self.attachments.details(), routes: self.pod_routes() });
+        self.repair.send_replace(attachments::Repair {
+            details: self.attachments.details(),
+            routes: self.pod_routes(),
+        });
     }
 
     fn tick(&mut self) {
-        if self.dataplane.is_none() {
-            self.reopen();
-        }
-        let Some(dataplane) = &self.dataplane else { return };
-        let status = dataplane.status();
+        let status = self.dataplane.status();
         let mut fresh = false;
         for peer in &status.peers {
             let up = peer.lanes.iter().any(|lane| lane.established);
@@ -411,9 +399,8 @@ impl Controller {
     /// behind NAT, whose mappings still stand.
     fn write_endpoints(&mut self) {
         self.endpoints_written = Instant::now();
-        let Some(dataplane) = &self.dataplane else { return };
         let mut endpoints = Endpoints::new();
-        for peer in dataplane.status().peers {
+        for peer in self.dataplane.status().peers {
             let heard: Vec<_> = peer
                 .lanes
                 .iter()
@@ -421,7 +408,11 @@ impl Controller {
                 .filter_map(|lane| lane.endpoint.map(|endpoint| (lane.local, lane.remote, endpoint)))
                 .collect();
             // A peer that is silent for the moment keeps what is known of it.
-            let heard = if heard.is_empty() { self.endpoints.get(&peer.id).cloned().unwrap_or_default() } else { heard };
+            let heard = if heard.is_empty() {
+                self.endpoints.get(&peer.id).cloned().unwrap_or_default()
+            } else {
+                heard
+            };
             if !heard.is_empty() {
                 endpoints.insert(peer.id, heard);
             }
@@ -457,16 +448,17 @@ impl Controller {
                 }
             }
             Request::Detach(attachment) => done(self.attachments.detach(&attachment)),
-            Request::Check(attachment) if self.attachments.contains(&attachment) => Answer::Routes(self.pod_routes()),
+            Request::Check(attachment) if self.attachments.contains(&attachment) => {
+                Answer::Routes(self.pod_routes())
+            }
             Request::Check(_) => Answer::Unknown,
             Request::Collect { network, valid } => done(self.attachments.collect(&network, &valid)),
         }
     }
 
     fn status(&self) -> podspan_wire::status::Status {
-        let dataplane = self.dataplane.as_ref().map(Dataplane::status).unwrap_or_default();
+        let dataplane = self.dataplane.status();
         let mut problems: Vec<String> = Vec::new();
-        problems.extend(self.dataplane_problem.clone());
         problems.extend(self.facts_problem.clone());
         problems.extend(self.table_problems.iter().cloned());
         problems.extend(self.desired.iter().flat_map(|desired| desired.problems.iter().cloned()));

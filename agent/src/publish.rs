@@ -40,7 +40,14 @@ pub struct Announcement {
 impl Announcement {
     /// The record that says this.
     #[must_use]
-    pub fn record(&self, bundle: &Bundle, cluster: &podspan_wire::ClusterId, version: Version, state: RecordState, now: UnixTime) -> Record {
+    pub fn record(
+        &self,
+        bundle: &Bundle,
+        cluster: &podspan_wire::ClusterId,
+        version: Version,
+        state: RecordState,
+        now: UnixTime,
+    ) -> Record {
         Record {
             cluster_set: bundle.cluster_set,
             cluster: cluster.clone(),
@@ -106,7 +113,11 @@ impl Publisher {
     ///
     /// # Errors
     /// If the state directory cannot be read or written.
-    pub fn sign(&self, announcement: &Announcement, state: RecordState) -> anyhow::Result<(SignedRecord, Version)> {
+    pub fn sign(
+        &self,
+        announcement: &Announcement,
+        state: RecordState,
+    ) -> anyhow::Result<(SignedRecord, Version)> {
         let known = *self.seen.borrow();
         let version = next_version(self.state.version()?, known, now());
         self.state.keep_version(version)?;
@@ -117,6 +128,7 @@ impl Publisher {
     /// Publishes whatever is announced, for ever.
     pub async fn run(self, mut announcements: watch::Receiver<Option<Announcement>>) {
         let mut failures = 0;
+        let mut current: Option<Signed> = None;
         loop {
             let Some(announcement) = announcements.borrow_and_update().clone() else {
                 if announcements.changed().await.is_err() {
@@ -124,7 +136,7 @@ impl Publisher {
                 }
                 continue;
             };
-            let pause = match self.publish(&announcement, &mut announcements).await {
+            let pause = match self.publish(&announcement, &mut current, &mut announcements).await {
                 Ok(()) => {
                     failures = 0;
                     continue;
@@ -144,19 +156,38 @@ impl Publisher {
         }
     }
 
-    /// Puts the record, then renews its lease until something changes or fails.
+    /// Puts the record, then renews its lease until something changes or fails. What could not be put is
+    /// put again as it is: a version is signed once.
     async fn publish(
         &self,
         announcement: &Announcement,
+        current: &mut Option<Signed>,
         announcements: &mut watch::Receiver<Option<Announcement>>,
     ) -> Result<(), Halt> {
-        let (signed, version) =
-            self.sign(announcement, RecordState::Active).map_err(|error| Halt::retry(format!("{error:#}")))?;
+        let good =
+            |signed: &Signed| &signed.announcement == announcement && signed.at.elapsed() < RESIGN_AFTER;
+        let signed = match current.take().filter(good) {
+            Some(signed) => current.insert(signed),
+            None => {
+                let (record, version) = self
+                    .sign(announcement, RecordState::Active)
+                    .map_err(|error| Halt::retry(format!("{error:#}")))?;
+                current.insert(Signed {
+                    announcement: announcement.clone(),
+                    record,
+                    version,
+                    at: Instant::now(),
+                })
+            }
+        };
+        let (version, signed_at) = (signed.version, signed.at);
         let id = podspan_wire::NodeId { cluster: self.cluster.clone(), node: announcement.node.clone() };
-        let mut lease = self.client.put(&signed).await.map_err(|error| self.put_failed(error))?.lease_seconds;
+        let mut lease = match self.client.put(&signed.record).await {
+            Ok(answer) => answer.lease_seconds,
+            Err(error) => return Err(self.put_failed(error, current)),
+        };
         info!(%version, "this node's record is published");
         self.acknowledged(version);
-        let signed_at = Instant::now();
         loop {
             // A third of the lease: two renewals may be lost.
             let pause = Duration::from_secs(lease).div_f64(3.0).max(Duration::from_secs(1));
@@ -174,24 +205,30 @@ impl Publisher {
                     lease = answer.lease_seconds;
                     self.acknowledged(version);
                 }
-                // The broker lost its store, or has something newer: put again, with a version above it.
+                // The broker lost its store, or another one answers now: put again.
                 Err(Error::NotFound) => return Ok(()),
-                Err(error) => return Err(self.put_failed(error)),
+                Err(error) => return Err(self.put_failed(error, current)),
             }
         }
     }
 
     fn acknowledged(&self, version: Version) {
-        self.published.send_replace(Published { version: Some(version), acknowledged: Some(now()), problem: None });
+        self.published.send_replace(Published {
+            version: Some(version),
+            acknowledged: Some(now()),
+            problem: None,
+        });
     }
 
-    fn put_failed(&self, error: Error) -> Halt {
+    fn put_failed(&self, error: Error, current: &mut Option<Signed>) -> Halt {
         match error {
-            Error::Conflict { stored: Some(stored), .. } => {
+            Error::Conflict { stored, .. } => {
+                *current = None;
                 // Either this node's state was lost, or another agent announces itself as this node. The
                 // first is mended by a new epoch; the second shows as a conflict that comes back.
                 let raised = self.state.version().ok().flatten().is_none_or(|own| own < stored);
-                if raised && let Err(error) = self.state.keep_version(next_version(None, Some(stored), now())) {
+                if raised && let Err(error) = self.state.keep_version(next_version(None, Some(stored), now()))
+                {
                     return Halt::retry(format!("{error:#}"));
                 }
                 Halt::retry(format!(
@@ -199,12 +236,21 @@ impl Publisher {
                      not set up anew just now, another node uses the same name"
                 ))
             }
-            Error::RateLimited { after } => {
-                Halt::Retry { problem: "the broker asks to slow down".into(), after: Some(after.min(Duration::from_secs(60))) }
-            }
+            Error::RateLimited { after } => Halt::Retry {
+                problem: "the broker asks to slow down".into(),
+                after: Some(after.min(Duration::from_secs(60))),
+            },
             other => Halt::retry(other.to_string()),
         }
     }
+}
+
+/// A record as it was signed.
+struct Signed {
+    announcement: Announcement,
+    record: SignedRecord,
+    version: Version,
+    at: Instant,
 }
 
 enum Halt {

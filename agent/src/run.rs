@@ -29,8 +29,9 @@ const WITHDRAW_TIME: Duration = Duration::from_secs(5);
 /// # Errors
 /// If it is missing, or everything that is wrong with it at once.
 pub fn read_config(path: &Path) -> anyhow::Result<Config> {
-    let text = files::read(path)?
-        .with_context(|| format!("{} does not exist: name the settings file with --config", path.display()))?;
+    let text = files::read(path)?.with_context(|| {
+        format!("{} does not exist: name the settings file with --config", path.display())
+    })?;
     Ok(Config::parse(path, &text)?)
 }
 
@@ -62,13 +63,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         None => None,
     };
     let client = Arc::new(
-        Client::new(ClientConfig {
-            brokers: bundle.brokers.clone(),
-            broker_ca: bundle.broker_ca.clone(),
-            cluster_key: bundle.cluster_key.clone(),
-            grant: bundle.grant.clone(),
-        })
-        .map_err(|error| anyhow!("{}: {error}", config.bundle.display()))?,
+        Client::new(ClientConfig::from(&bundle))
+            .map_err(|error| anyhow!("{}: {error}", config.bundle.display()))?,
     );
     let bundle = Arc::new(bundle);
 
@@ -87,7 +83,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         persist: true,
         handshake_limit: DEFAULT_HANDSHAKE_LIMIT,
     };
-    let open_dataplane = Box::new(move || Dataplane::start(settings.clone()).map_err(anyhow::Error::from));
+    let dataplane = Dataplane::start(settings)?;
 
     let inbox = Inbox {
         facts: config.source.clone().watch((*grant).clone(), Ok(facts.clone())),
@@ -106,7 +102,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let publishing = publisher(published_sender);
     let farewell = publisher(watch::channel(Published::default()).0);
-    let setup = Setup { config: config.clone(), bundle: bundle.clone(), grant: grant.clone(), facts, state: state.clone(), lanes, open_dataplane, host };
+    let setup = Setup {
+        config: config.clone(),
+        bundle: bundle.clone(),
+        grant: grant.clone(),
+        facts,
+        state: state.clone(),
+        lanes,
+        dataplane,
+        host,
+    };
     let controller = Controller::start(setup, Outbox { announcement, seen: seen_sender }).await?;
 
     let announced = announcements.clone();
@@ -126,9 +131,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             withdraw(&farewell, &announcement).await;
         }
     }
-    if let Some(dataplane) = dataplane {
-        dataplane.shutdown();
-    }
+    dataplane.shutdown();
     host.stop().await;
     if config.on_exit == OnExit::Remove {
         // Both hold the state directory's lock.
@@ -147,7 +150,9 @@ async fn withdraw(publisher: &Publisher, announcement: &crate::publish::Announce
     };
     match timeout(WITHDRAW_TIME, withdrawn).await {
         Ok(Ok(_)) => info!("this node is withdrawn"),
-        Ok(Err(error)) => warn!(error = format!("{error:#}"), "this node could not be withdrawn; its record ends by itself"),
+        Ok(Err(error)) => {
+            warn!(error = format!("{error:#}"), "this node could not be withdrawn; its record ends by itself")
+        }
         Err(_) => warn!("no broker took the withdrawal in time; this node's record ends by itself"),
     }
 }
@@ -182,7 +187,9 @@ pub async fn clean(config: &Config) -> anyhow::Result<()> {
         println!("removed {}", config.state_dir.display());
     }
     // A socket at which somebody answers is an agent's of another state directory.
-    if std::os::unix::net::UnixStream::connect(&config.socket).is_err() && std::fs::remove_file(&config.socket).is_ok() {
+    if std::os::unix::net::UnixStream::connect(&config.socket).is_err()
+        && std::fs::remove_file(&config.socket).is_ok()
+    {
         println!("removed {}", config.socket.display());
     }
     Ok(())
