@@ -25,7 +25,8 @@ impl Attachments {
     /// # Errors
     /// If the state directory cannot be read.
     pub fn load(state: Arc<StateDir>) -> anyhow::Result<Self> {
-        let known = state.attachments()?.into_iter().map(|detail| (detail.attachment.clone(), detail)).collect();
+        let known =
+            state.attachments()?.into_iter().map(|detail| (detail.attachment.clone(), detail)).collect();
         Ok(Self { state, known })
     }
 
@@ -139,7 +140,9 @@ pub fn spawn_repair() -> (watch::Sender<Repair>, mpsc::Receiver<Vec<Attachment>>
     tokio::spawn(async move {
         while wanted.changed().await.is_ok() {
             let Repair { details, routes } = wanted.borrow_and_update().clone();
-            let Ok(gone) = tokio::task::spawn_blocking(move || repair(&details, &routes)).await else { continue };
+            let Ok(gone) = tokio::task::spawn_blocking(move || repair(&details, &routes)).await else {
+                continue;
+            };
             if !gone.is_empty() && found.send(gone).await.is_err() {
                 return;
             }

@@ -112,7 +112,11 @@ impl FromStr for InterfaceName {
             && text != "."
             && text != ".."
             && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':' && b != b'"' && b != b'%');
-        if ok { Ok(Self(text.to_owned())) } else { Err("an interface name has 1 to 15 characters, no space, '/' or ':'") }
+        if ok {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err("an interface name has 1 to 15 characters, no space, '/' or ':'")
+        }
     }
 }
 
@@ -127,7 +131,8 @@ impl Config {
         let r = &mut reader;
         let resolve = |path: Relative| base.join(path.0);
 
-        let bundle = top.required::<Relative>(r, "bundle", "the path of the file that `podspan cluster grant` wrote");
+        let bundle =
+            top.required::<Relative>(r, "bundle", "the path of the file that `podspan cluster grant` wrote");
         let state_dir = top.optional::<Relative>(r, "state-dir");
         let socket = top.optional::<Relative>(r, "socket");
         let health_listen = top.optional(r, "health-listen");
@@ -171,11 +176,19 @@ impl Config {
         let lanes = s.number(r, "lanes", 1..=podspan_wire::MAX_LANES as u64, default.lanes as u64);
         let port = s.number(r, "port", 1..=65535, default.port.into());
         if port + lanes - 1 > 65535 {
-            r.fault(s, "port", format!("{lanes} lanes from port {port} on go past 65535: use at most {}", 65536 - lanes));
+            r.fault(
+                s,
+                "port",
+                format!("{lanes} lanes from port {port} on go past 65535: use at most {}", 65536 - lanes),
+            );
         }
         let mtu = s.number(r, "mtu", 0..=65535, 0);
         if mtu != 0 && !(1280..=65455).contains(&mtu) {
-            r.fault(s, "mtu", format!("{mtu} is out of bounds: use 1280 to 65455, or leave it out to follow the underlay"));
+            r.fault(
+                s,
+                "mtu",
+                format!("{mtu} is out of bounds: use 1280 to 65455, or leave it out to follow the underlay"),
+            );
         }
         // Tables 0 and 253 to 255 are the kernel's own; priorities 0 and from 32766 on likewise.
         let table = s.number(r, "table", 1..=u32::MAX.into(), default.table.into());
@@ -287,7 +300,8 @@ persistent-keepalive-seconds = 25
 
     #[test]
     fn all_faults_at_once() {
-        let error = parse("bundel = \"x\"\non-exit = \"no\"\n[tunnel]\nlanes = 0\nport = \"x\"\n").unwrap_err();
+        let error =
+            parse("bundel = \"x\"\non-exit = \"no\"\n[tunnel]\nlanes = 0\nport = \"x\"\n").unwrap_err();
         assert_eq!(error.faults.len(), 6, "{error}");
     }
 }

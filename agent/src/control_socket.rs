@@ -49,7 +49,10 @@ impl ControlSocket {
         match fs::symlink_metadata(path) {
             Ok(there) if there.file_type().is_socket() => {
                 if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                    bail!("another agent answers at {}: stop it, or give this one a socket of its own", path.display());
+                    bail!(
+                        "another agent answers at {}: stop it, or give this one a socket of its own",
+                        path.display()
+                    );
                 }
                 fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
             }
@@ -60,8 +63,8 @@ impl ControlSocket {
         // at no time can anybody but the owner connect.
         let hidden = path.with_extension(format!("{}", std::process::id()));
         let _ = fs::remove_file(&hidden);
-        let listener =
-            UnixListener::bind(&hidden).with_context(|| format!("cannot open the socket {}", path.display()))?;
+        let listener = UnixListener::bind(&hidden)
+            .with_context(|| format!("cannot open the socket {}", path.display()))?;
         fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))?;
         fs::rename(&hidden, path).with_context(|| format!("cannot open the socket {}", path.display()))?;
         Ok(Self { path: path.to_owned(), listener })
@@ -103,7 +106,8 @@ async fn client(stream: UnixStream, queries: mpsc::Sender<Query>) -> anyhow::Res
     let mut read = BufReader::new(read);
     loop {
         let mut line = Vec::new();
-        let taken = timeout(IDLE, (&mut read).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line)).await??;
+        let taken =
+            timeout(IDLE, (&mut read).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line)).await??;
         if taken == 0 {
             return Ok(());
         }
@@ -154,7 +158,9 @@ mod tests {
         let _ = stream.write_all(bytes).await;
         let _ = stream.shutdown().await;
         let mut text = String::new();
-        let _ = timeout(Duration::from_secs(5), stream.read_to_string(&mut text)).await.expect("an answer in time");
+        let _ = timeout(Duration::from_secs(5), stream.read_to_string(&mut text))
+            .await
+            .expect("an answer in time");
         text
     }
 

@@ -96,7 +96,9 @@ pub fn desired(inputs: &Inputs<'_>) -> DesiredState {
     let host_addresses = inputs.facts.host_addresses();
     for ipv6 in [false, true] {
         let family = if ipv6 { "IPv6" } else { "IPv4" };
-        if remote.iter().any(|cidr| cidr.is_ipv6() == ipv6) && !host_addresses.iter().any(|a| a.is_ipv6() == ipv6) {
+        if remote.iter().any(|cidr| cidr.is_ipv6() == ipv6)
+            && !host_addresses.iter().any(|a| a.is_ipv6() == ipv6)
+        {
             problems.push(format!("this node owns no {family} pod CIDR: its host network cannot reach {family} pods of other clusters"));
         }
     }
@@ -118,7 +120,12 @@ pub fn desired(inputs: &Inputs<'_>) -> DesiredState {
 
 /// The routes to one cluster: each node's pod CIDRs lead to the node, or else to the gateways; all that
 /// is granted and nobody's in particular leads to the gateways.
-fn routes(cluster: &ClusterId, nodes: &[&RemoteNode], now: UnixTime, problems: &mut Vec<String>) -> Vec<RouteSpec> {
+fn routes(
+    cluster: &ClusterId,
+    nodes: &[&RemoteNode],
+    now: UnixTime,
+    problems: &mut Vec<String>,
+) -> Vec<RouteSpec> {
     let gateways: Vec<NodeId> =
         nodes.iter().filter(|n| n.verified.record().gateway).map(|n| n.verified.record().id()).collect();
     let mut routes: BTreeMap<Cidr, RouteSpec> = BTreeMap::new();
@@ -148,7 +155,9 @@ fn routes(cluster: &ClusterId, nodes: &[&RemoteNode], now: UnixTime, problems: &
         }
     }
     for (cidr, mut claimants) in claims {
-        claimants.sort_by_key(|n| (n.stale(now), std::cmp::Reverse(n.verified.record().version), n.verified.record().id()));
+        claimants.sort_by_key(|n| {
+            (n.stale(now), std::cmp::Reverse(n.verified.record().version), n.verified.record().id())
+        });
         let owner = claimants[0].verified.record().id();
         if let Some(other) = claimants.get(1) {
             problems.push(format!(
@@ -164,7 +173,12 @@ fn routes(cluster: &ClusterId, nodes: &[&RemoteNode], now: UnixTime, problems: &
 
 /// The tunnel to a node of another cluster, if there is to be one: to its gateways from every node, and
 /// at a gateway also from its ordinary nodes, which dial.
-fn peer(inputs: &Inputs<'_>, node: &RemoteNode, remote: &CidrSet, problems: &mut Vec<String>) -> Option<PeerSpec> {
+fn peer(
+    inputs: &Inputs<'_>,
+    node: &RemoteNode,
+    remote: &CidrSet,
+    problems: &mut Vec<String>,
+) -> Option<PeerSpec> {
     let record = node.verified.record();
     if !record.gateway && !inputs.facts.gateway {
         return None;
@@ -229,11 +243,20 @@ mod tests {
 
     fn beta_events() -> Vec<WatchEvent> {
         let beta = cluster("beta", 2);
-        vec![beta.entry(&beta.record(1, true, 1)), beta.entry(&beta.record(2, false, 1)), beta.entry(&beta.record(3, true, 1))]
+        vec![
+            beta.entry(&beta.record(1, true, 1)),
+            beta.entry(&beta.record(2, false, 1)),
+            beta.entry(&beta.record(3, true, 1)),
+        ]
     }
 
     fn route<'a>(state: &'a DesiredState, cidr: &str) -> &'a RouteSpec {
-        state.table.routes.iter().find(|r| r.cidr.to_string() == cidr).unwrap_or_else(|| panic!("{cidr}: {state:#?}"))
+        state
+            .table
+            .routes
+            .iter()
+            .find(|r| r.cidr.to_string() == cidr)
+            .unwrap_or_else(|| panic!("{cidr}: {state:#?}"))
     }
 
     fn names(ids: &[NodeId]) -> Vec<String> {
@@ -255,7 +278,11 @@ mod tests {
             state.table.peers.iter().map(|p| (p.id.to_string(), p.dial, p.endpoints.len())).collect();
         assert_eq!(
             peers,
-            [("beta/node-1".into(), true, 1), ("beta/node-2".into(), false, 0), ("beta/node-3".into(), true, 1)]
+            [
+                ("beta/node-1".into(), true, 1),
+                ("beta/node-2".into(), false, 0),
+                ("beta/node-3".into(), true, 1)
+            ]
         );
     }
 

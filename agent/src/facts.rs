@@ -50,12 +50,20 @@ impl LocalFacts {
         let endpoints: Vec<IpAddr> = top.list(r, "endpoints").unwrap_or_default();
         let pod_cidrs: Option<Vec<_>> = top.list(r, "pod-cidrs");
         if pod_cidrs.is_none() {
-            r.fault(&top, "pod-cidrs", "is missing: the CIDRs of this node's own pods, such as [\"10.1.1.0/24\"]");
+            r.fault(
+                &top,
+                "pod-cidrs",
+                "is missing: the CIDRs of this node's own pods, such as [\"10.1.1.0/24\"]",
+            );
         }
         let service_cidrs: Option<Vec<_>> = top.list(r, "service-cidrs");
         let underlay = top.list::<String>(r, "underlay").unwrap_or_default();
         if gateway && endpoints.is_empty() {
-            r.fault(&top, "endpoints", "a gateway needs at least one address at which other clusters reach it");
+            r.fault(
+                &top,
+                "endpoints",
+                "a gateway needs at least one address at which other clusters reach it",
+            );
         }
         top.finish(r);
         let file = path.display().to_string();

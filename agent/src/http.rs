@@ -26,9 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// If the address cannot be listened on.
 pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on health-listen {address}: choose another address or free this one"))
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on health-listen {address}: choose another address or free this one")
+    })
 }
 
 /// Serves the three paths for ever.
@@ -70,9 +70,12 @@ async fn readiness(State(queries): State<mpsc::Sender<Query>>) -> Result<String,
     }
 }
 
-async fn scrape(State(queries): State<mpsc::Sender<Query>>) -> Result<impl IntoResponse, (StatusCode, String)> {
+async fn scrape(
+    State(queries): State<mpsc::Sender<Query>>,
+) -> Result<impl IntoResponse, (StatusCode, String)> {
     let status = status(&queries).await?;
-    let text = metrics::encode(*status).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let text =
+        metrics::encode(*status).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text))
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use podspan_wire::api::{Entry, Lease, WatchEvent};
 use podspan_wire::status::RefusedRecord;
 use podspan_wire::{
-    CidrSet, ClusterId, Grant, HighWater, NodeId, RecordState, Refusal, RefusalKind, SignedRecord, Trust, UnixTime,
-    VerifiedRecord, Version,
+    CidrSet, ClusterId, Grant, HighWater, NodeId, RecordState, Refusal, RefusalKind, SignedRecord, Trust,
+    UnixTime, VerifiedRecord, Version,
 };
 
 use crate::state::Known;
@@ -142,7 +142,9 @@ impl Membership {
         let records = self
             .order
             .iter()
-            .flat_map(|cluster| self.nodes.values().filter(move |node| &node.verified.grant().cluster == cluster))
+            .flat_map(|cluster| {
+                self.nodes.values().filter(move |node| &node.verified.grant().cluster == cluster)
+            })
             .map(|node| node.verified.signed().clone())
             .collect();
         Known { high_water: self.high_water.clone(), records }
@@ -225,7 +227,9 @@ impl Membership {
         // A newer grant with another key replaces the cluster as a whole: what the former key signed is
         // not the cluster's word any more.
         let key = verified.grant().cluster_key;
-        self.nodes.retain(|_, node| node.verified.grant().cluster != cluster || node.verified.grant().cluster_key == key);
+        self.nodes.retain(|_, node| {
+            node.verified.grant().cluster != cluster || node.verified.grant().cluster_key == key
+        });
         self.nodes.insert(id, RemoteNode { verified, lease, listed: true });
         Ok(Changes { nodes: true, status: true })
     }
@@ -332,9 +336,8 @@ impl Membership {
     /// Forgets nodes whose record ended long ago, except those that `alive` says are still heard.
     pub fn forget(&mut self, now: UnixTime, alive: impl Fn(&NodeId) -> bool) -> Changes {
         let before = self.nodes.len();
-        self.nodes.retain(|id, node| {
-            now.since(node.verified.record().not_after) <= FORGET_AFTER || alive(id)
-        });
+        self.nodes
+            .retain(|id, node| now.since(node.verified.record().not_after) <= FORGET_AFTER || alive(id));
         let nodes = self.nodes.len() != before;
         let present: BTreeSet<&ClusterId> = self.nodes.keys().map(|id| &id.cluster).collect();
         self.order.retain(|cluster| present.contains(cluster));

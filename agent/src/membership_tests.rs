@@ -40,7 +40,11 @@ impl Cluster {
             state: RecordState::Active,
             lanes: vec![Lane { key: LaneKey::from_bytes([node + 10 * index; 32]), port: 51840 }],
             endpoints: vec![format!("192.0.2.{}", 10 * index + node).parse().unwrap()],
-            pod_cidrs: vec![format!("10.{index}.{node}.0/24").parse().unwrap(), format!("fd00:10:{index}:{node}::/64").parse().unwrap()].into(),
+            pod_cidrs: vec![
+                format!("10.{index}.{node}.0/24").parse().unwrap(),
+                format!("fd00:10:{index}:{node}::/64").parse().unwrap(),
+            ]
+            .into(),
             service_cidrs: if gateway { self.grant.service_cidrs.clone() } else { CidrSet::default() },
             gateway,
             version: Version { epoch: 1, sequence },
@@ -60,7 +64,13 @@ impl Cluster {
 
 pub(crate) fn membership_of_alpha() -> Membership {
     let alpha = cluster("alpha", 1);
-    Membership::new(Trust::new(alpha.grant.cluster_set), "alpha/node-1".parse().unwrap(), &alpha.grant, Known::default(), NOW)
+    Membership::new(
+        Trust::new(alpha.grant.cluster_set),
+        "alpha/node-1".parse().unwrap(),
+        &alpha.grant,
+        Known::default(),
+        NOW,
+    )
 }
 
 fn kinds(membership: &Membership) -> Vec<(RefusalKind, u64)> {
@@ -120,7 +130,13 @@ fn of_two_overlapping_clusters_the_earlier_stays_over_restarts() {
     assert_eq!(m.nodes().keys().map(ToString::to_string).collect::<Vec<_>>(), ["gamma/node-1"]);
 
     let alpha = cluster("alpha", 1);
-    let mut again = Membership::new(Trust::new(alpha.grant.cluster_set), "alpha/node-1".parse().unwrap(), &alpha.grant, m.known(), NOW);
+    let mut again = Membership::new(
+        Trust::new(alpha.grant.cluster_set),
+        "alpha/node-1".parse().unwrap(),
+        &alpha.grant,
+        m.known(),
+        NOW,
+    );
     again.handle(beta.entry(&beta.record(1, true, 1)), NOW);
     assert_eq!(again.nodes().len(), 1);
     assert!(again.nodes().values().all(|node| node.stale(NOW)), "nobody confirmed it yet");

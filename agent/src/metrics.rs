@@ -53,11 +53,17 @@ impl Family {
 
 impl StatusMetrics {
     fn lanes(&self) -> impl Iterator<Item = (&NodeStatus, &LaneStatus)> {
-        self.0.clusters.iter().flat_map(|c| &c.nodes).flat_map(|node| node.lanes.iter().map(move |lane| (node, lane)))
+        self.0
+            .clusters
+            .iter()
+            .flat_map(|c| &c.nodes)
+            .flat_map(|node| node.lanes.iter().map(move |lane| (node, lane)))
     }
 
     fn per_lane(&self, value: impl Fn(&LaneStatus) -> Option<f64>) -> Vec<(Labels, f64)> {
-        self.lanes().filter_map(|(node, lane)| value(lane).map(|value| (lane_labels(node, lane), value))).collect()
+        self.lanes()
+            .filter_map(|(node, lane)| value(lane).map(|value| (lane_labels(node, lane), value)))
+            .collect()
     }
 }
 
@@ -90,8 +96,20 @@ impl Collector for StatusMetrics {
             })
         });
         let families = [
-            family("build_info", "The agent's version", None, Gauge, vec![(vec![("version", status.version.clone())], 1.0)]),
-            family("start_time", "When the agent started", Some(Unit::Seconds), Gauge, vec![(vec![], status.started.0 as f64)]),
+            family(
+                "build_info",
+                "The agent's version",
+                None,
+                Gauge,
+                vec![(vec![("version", status.version.clone())], 1.0)],
+            ),
+            family(
+                "start_time",
+                "When the agent started",
+                Some(Unit::Seconds),
+                Gauge,
+                vec![(vec![], status.started.0 as f64)],
+            ),
             family(
                 "peer_established",
                 "Whether a tunnel has a session that both ends confirmed",
@@ -113,18 +131,58 @@ impl Collector for StatusMetrics {
                 Gauge,
                 self.per_lane(|lane| lane.rtt_us.map(|us| us as f64 / 1e6)),
             ),
-            family("peer_receive", "Inner bytes received", Some(Unit::Bytes), Counter, self.per_lane(|l| Some(l.rx_bytes as f64))),
-            family("peer_transmit", "Inner bytes sent", Some(Unit::Bytes), Counter, self.per_lane(|l| Some(l.tx_bytes as f64))),
-            family("peer_receive_packets", "Inner packets received", None, Counter, self.per_lane(|l| Some(l.rx_packets as f64))),
-            family("peer_transmit_packets", "Inner packets sent", None, Counter, self.per_lane(|l| Some(l.tx_packets as f64))),
-            family("peer_dropped_packets", "Packets dropped that a peer is charged with", None, Counter, drops),
-            family("worker_dropped_packets", "Packets dropped that no peer can be charged with", None, Counter, worker_drops.collect()),
+            family(
+                "peer_receive",
+                "Inner bytes received",
+                Some(Unit::Bytes),
+                Counter,
+                self.per_lane(|l| Some(l.rx_bytes as f64)),
+            ),
+            family(
+                "peer_transmit",
+                "Inner bytes sent",
+                Some(Unit::Bytes),
+                Counter,
+                self.per_lane(|l| Some(l.tx_bytes as f64)),
+            ),
+            family(
+                "peer_receive_packets",
+                "Inner packets received",
+                None,
+                Counter,
+                self.per_lane(|l| Some(l.rx_packets as f64)),
+            ),
+            family(
+                "peer_transmit_packets",
+                "Inner packets sent",
+                None,
+                Counter,
+                self.per_lane(|l| Some(l.tx_packets as f64)),
+            ),
+            family(
+                "peer_dropped_packets",
+                "Packets dropped that a peer is charged with",
+                None,
+                Counter,
+                drops,
+            ),
+            family(
+                "worker_dropped_packets",
+                "Packets dropped that no peer can be charged with",
+                None,
+                Counter,
+                worker_drops.collect(),
+            ),
             family(
                 "worker_running",
                 "Whether a lane's worker runs",
                 None,
                 Gauge,
-                status.workers.iter().map(|w| (vec![("lane", w.lane.to_string())], truth(w.failed.is_none()))).collect(),
+                status
+                    .workers
+                    .iter()
+                    .map(|w| (vec![("lane", w.lane.to_string())], truth(w.failed.is_none())))
+                    .collect(),
             ),
             family(
                 "node_stale",
@@ -135,7 +193,12 @@ impl Collector for StatusMetrics {
                     .clusters
                     .iter()
                     .flat_map(|c| &c.nodes)
-                    .map(|n| (vec![("cluster", n.id.cluster.to_string()), ("node", n.id.node.to_string())], truth(n.stale)))
+                    .map(|n| {
+                        (
+                            vec![("cluster", n.id.cluster.to_string()), ("node", n.id.node.to_string())],
+                            truth(n.stale),
+                        )
+                    })
                     .collect(),
             ),
             family(
@@ -146,7 +209,9 @@ impl Collector for StatusMetrics {
                 status
                     .clusters
                     .iter()
-                    .map(|c| (vec![("cluster", c.cluster.to_string()), ("state", c.state.label().to_owned())], 1.0))
+                    .map(|c| {
+                        (vec![("cluster", c.cluster.to_string()), ("state", c.state.label().to_owned())], 1.0)
+                    })
                     .collect(),
             ),
             family(
@@ -154,9 +219,19 @@ impl Collector for StatusMetrics {
                 "Records and grants that were refused, by reason",
                 None,
                 Counter,
-                status.refusals.iter().map(|(kind, n)| (vec![("reason", kind.label().to_owned())], *n as f64)).collect(),
+                status
+                    .refusals
+                    .iter()
+                    .map(|(kind, n)| (vec![("reason", kind.label().to_owned())], *n as f64))
+                    .collect(),
             ),
-            family("broker_connected", "Whether a broker answers", None, Gauge, vec![(vec![], truth(status.broker.connected.is_some()))]),
+            family(
+                "broker_connected",
+                "Whether a broker answers",
+                None,
+                Gauge,
+                vec![(vec![], truth(status.broker.connected.is_some()))],
+            ),
             family(
                 "broker_last_heard_time",
                 "When a broker was last heard",
@@ -164,13 +239,55 @@ impl Collector for StatusMetrics {
                 Gauge,
                 status.broker.last_heard.map(|at| (vec![], at.0 as f64)).into_iter().collect(),
             ),
-            family("grant_end_time", "When this cluster's grant ends", Some(Unit::Seconds), Gauge, vec![(vec![], status.node.grant_not_after.0 as f64)]),
-            family("kernel_healed", "How often something in the kernel was put right", None, Counter, vec![(vec![], status.kernel.healed as f64)]),
-            family("kernel_failing", "What cannot be put right in the kernel", None, Gauge, vec![(vec![], status.kernel.failing.len() as f64)]),
-            family("kernel_routes", "Remote CIDRs that are routed", None, Gauge, vec![(vec![], status.kernel.routes.len() as f64)]),
-            family("tunnel_mtu", "The tunnel's MTU", Some(Unit::Bytes), Gauge, vec![(vec![], f64::from(status.node.mtu))]),
-            family("attachments", "Pods attached through the CNI plugin", None, Gauge, vec![(vec![], status.attachments as f64)]),
-            family("problems", "How many problems the status shows", None, Gauge, vec![(vec![], status.problems.len() as f64)]),
+            family(
+                "grant_end_time",
+                "When this cluster's grant ends",
+                Some(Unit::Seconds),
+                Gauge,
+                vec![(vec![], status.node.grant_not_after.0 as f64)],
+            ),
+            family(
+                "kernel_healed",
+                "How often something in the kernel was put right",
+                None,
+                Counter,
+                vec![(vec![], status.kernel.healed as f64)],
+            ),
+            family(
+                "kernel_failing",
+                "What cannot be put right in the kernel",
+                None,
+                Gauge,
+                vec![(vec![], status.kernel.failing.len() as f64)],
+            ),
+            family(
+                "kernel_routes",
+                "Remote CIDRs that are routed",
+                None,
+                Gauge,
+                vec![(vec![], status.kernel.routes.len() as f64)],
+            ),
+            family(
+                "tunnel_mtu",
+                "The tunnel's MTU",
+                Some(Unit::Bytes),
+                Gauge,
+                vec![(vec![], f64::from(status.node.mtu))],
+            ),
+            family(
+                "attachments",
+                "Pods attached through the CNI plugin",
+                None,
+                Gauge,
+                vec![(vec![], status.attachments as f64)],
+            ),
+            family(
+                "problems",
+                "How many problems the status shows",
+                None,
+                Gauge,
+                vec![(vec![], status.problems.len() as f64)],
+            ),
         ];
         families.into_iter().try_for_each(|family| family.encode(&mut encoder))
     }

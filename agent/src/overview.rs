@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use podspan_dataplane::{DropCounts, PeerStatus};
 use podspan_wire::status::{
-    BrokerStatus, ClusterStatus, KernelStatus, LaneStatus, LocalLane, LocalNode, NodeStatus, Reachability, Status,
-    WorkerStatus,
+    BrokerStatus, ClusterStatus, KernelStatus, LaneStatus, LocalLane, LocalNode, NodeStatus, Reachability,
+    Status, WorkerStatus,
 };
 use podspan_wire::{CidrSet, ClusterId, Grant, Lane, NodeId, UnixTime};
 
@@ -57,7 +57,8 @@ pub struct Parts<'a> {
 #[must_use]
 pub fn overview(parts: Parts<'_>) -> Status {
     let id = NodeId { cluster: parts.grant.cluster.clone(), node: parts.facts.node.clone() };
-    let peers: BTreeMap<&NodeId, &PeerStatus> = parts.dataplane.peers.iter().map(|peer| (&peer.id, peer)).collect();
+    let peers: BTreeMap<&NodeId, &PeerStatus> =
+        parts.dataplane.peers.iter().map(|peer| (&peer.id, peer)).collect();
     let young = parts.now.since(parts.started) < CONNECT_TIME;
     let clusters = clusters(&parts, &peers, young);
     let workers: Vec<WorkerStatus> = parts
@@ -124,7 +125,12 @@ fn clusters(parts: &Parts<'_>, peers: &BTreeMap<&NodeId, &PeerStatus>, young: bo
     }
     clusters
         .into_iter()
-        .map(|(cluster, (cidrs, nodes))| ClusterStatus { cluster, state: cluster_state(&nodes), cidrs, nodes })
+        .map(|(cluster, (cidrs, nodes))| ClusterStatus {
+            cluster,
+            state: cluster_state(&nodes),
+            cidrs,
+            nodes,
+        })
         .collect()
 }
 
@@ -161,7 +167,8 @@ fn node_state(gateway: bool, lanes: &[LaneStatus], young: bool) -> Reachability 
 }
 
 fn cluster_state(nodes: &[NodeStatus]) -> Reachability {
-    let gateways: Vec<Reachability> = nodes.iter().filter(|node| node.gateway).map(|node| node.state).collect();
+    let gateways: Vec<Reachability> =
+        nodes.iter().filter(|node| node.gateway).map(|node| node.state).collect();
     let all = |state| !gateways.is_empty() && gateways.iter().all(|s| *s == state);
     if all(Reachability::Up) {
         Reachability::Up
@@ -184,7 +191,8 @@ fn problems(parts: &Parts<'_>, clusters: &[ClusterStatus], workers: &[WorkerStat
     }
     for cluster in clusters {
         let gateways = || cluster.nodes.iter().filter(|node| node.gateway);
-        let bad: Vec<&str> = gateways().filter(|n| n.state == Reachability::Down).map(|n| n.id.node.as_str()).collect();
+        let bad: Vec<&str> =
+            gateways().filter(|n| n.state == Reachability::Down).map(|n| n.id.node.as_str()).collect();
         match cluster.state {
             Reachability::Down => problems.push(format!(
                 "cluster {} cannot be reached: no gateway of {} answers ({}); is its UDP port open?",
@@ -204,9 +212,12 @@ fn problems(parts: &Parts<'_>, clusters: &[ClusterStatus], workers: &[WorkerStat
     }
     problems.extend(parts.kernel.failing.iter().map(|failing| format!("in the kernel: {failing}")));
     problems.extend(parts.problems.iter().cloned());
-    problems.extend(parts.published.problem.as_ref().map(|why| format!("this node's record is not published: {why}")));
+    problems.extend(
+        parts.published.problem.as_ref().map(|why| format!("this node's record is not published: {why}")),
+    );
     if parts.broker.connected.is_none() {
-        let silent = parts.broker.last_heard.map_or_else(|| parts.now.since(parts.started), |at| parts.now.since(at));
+        let silent =
+            parts.broker.last_heard.map_or_else(|| parts.now.since(parts.started), |at| parts.now.since(at));
         if silent >= BROKER_SILENCE || !parts.broker.errors.is_empty() {
             let errors: Vec<String> =
                 parts.broker.errors.iter().map(|(broker, error)| format!("{broker}: {error}")).collect();
@@ -224,13 +235,18 @@ fn problems(parts: &Parts<'_>, clusters: &[ClusterStatus], workers: &[WorkerStat
             parts.grant.not_after
         ));
     } else if left < GRANT_WARNING {
-        problems.push(format!("the grant of this cluster ends at {}: renew it in time", parts.grant.not_after));
+        problems
+            .push(format!("the grant of this cluster ends at {}: renew it in time", parts.grant.not_after));
     }
     for cluster in clusters {
         let stale: Vec<&str> = cluster.nodes.iter().filter(|n| n.stale).map(|n| n.id.node.as_str()).collect();
         // While no broker answers, everything is stale; that was said.
         if !stale.is_empty() && parts.broker.connected.is_some() {
-            problems.push(format!("cluster {}: not heard from by the broker: {}", cluster.cluster, stale.join(", ")));
+            problems.push(format!(
+                "cluster {}: not heard from by the broker: {}",
+                cluster.cluster,
+                stale.join(", ")
+            ));
         }
     }
     for refused in parts.membership.refused() {
@@ -246,7 +262,9 @@ fn problems(parts: &Parts<'_>, clusters: &[ClusterStatus], workers: &[WorkerStat
 /// at fault.
 pub fn ready(status: &Status) -> Result<(), Vec<String>> {
     let mut reasons = Vec::new();
-    reasons.extend(status.workers.iter().filter_map(|w| w.failed.as_ref().map(|why| format!("lane {}: {why}", w.lane))));
+    reasons.extend(
+        status.workers.iter().filter_map(|w| w.failed.as_ref().map(|why| format!("lane {}: {why}", w.lane))),
+    );
     if status.workers.is_empty() {
         reasons.push("no worker runs".to_owned());
     }
@@ -294,7 +312,11 @@ mod tests {
             (false, &[false], false, Via),
             (false, &[true], false, Up),
         ] {
-            assert_eq!(node_state(gateway, &lanes(established), young), state, "{gateway} {established:?} {young}");
+            assert_eq!(
+                node_state(gateway, &lanes(established), young),
+                state,
+                "{gateway} {established:?} {young}"
+            );
         }
     }
 }

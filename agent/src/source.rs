@@ -35,9 +35,9 @@ impl Source {
     pub fn read(&self, grant: &Grant) -> Found {
         match self {
             Self::File { path } => {
-                let text = files::read(path)
-                    .map_err(|error| format!("{error:#}"))?
-                    .ok_or_else(|| format!("{} does not exist: write this node's facts there", path.display()))?;
+                let text = files::read(path).map_err(|error| format!("{error:#}"))?.ok_or_else(|| {
+                    format!("{} does not exist: write this node's facts there", path.display())
+                })?;
                 let facts = LocalFacts::parse(path, &text, grant).map_err(|error| error.to_string())?;
                 facts.check(grant).map_err(|error| format!("{}: {error}", path.display()))?;
                 Ok(facts)

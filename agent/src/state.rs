@@ -135,7 +135,10 @@ impl StateDir {
         }
         let secrets = keys.iter().take(count).map(|key| decode(key)).collect::<anyhow::Result<Vec<_>>>();
         let secrets = secrets.with_context(|| {
-            format!("{} is damaged: remove it and start again; new keys are made", self.file("lanes.json").display())
+            format!(
+                "{} is damaged: remove it and start again; new keys are made",
+                self.file("lanes.json").display()
+            )
         })?;
         files::replace_json(&self.file("lanes.json"), &Lanes { keys, used: now })?;
         Ok(secrets)
@@ -222,7 +225,8 @@ impl StateDir {
 
 fn decode(key: &str) -> anyhow::Result<LaneSecret> {
     let bytes = Zeroizing::new(STANDARD.decode(key).map_err(|_| anyhow::anyhow!("a key is not base64"))?);
-    let bytes: [u8; 32] = bytes.as_slice().try_into().map_err(|_| anyhow::anyhow!("a key has not 32 bytes"))?;
+    let bytes: [u8; 32] =
+        bytes.as_slice().try_into().map_err(|_| anyhow::anyhow!("a key has not 32 bytes"))?;
     Ok(LaneSecret::from_bytes(bytes))
 }
 
@@ -236,8 +240,11 @@ pub fn remove(path: &Path) -> anyhow::Result<bool> {
     }
     let state = StateDir::open(path)?;
     for name in ["lanes.json", "version.json", "known.json", "endpoints.json", "attachments.json"] {
-        for file in [state.file(name), state.file(name).with_extension("damaged"), state.file(&format!(".{name}.tmp"))]
-        {
+        for file in [
+            state.file(name),
+            state.file(name).with_extension("damaged"),
+            state.file(&format!(".{name}.tmp")),
+        ] {
             match fs::remove_file(&file) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(error).with_context(|| format!("cannot remove {}", file.display()));
@@ -252,9 +259,13 @@ pub fn remove(path: &Path) -> anyhow::Result<bool> {
             other => other.with_context(|| format!("cannot remove {}", state.file(directory).display()))?,
         }
     }
-    fs::remove_file(state.file("lock")).with_context(|| format!("cannot remove {}", state.file("lock").display()))?;
+    fs::remove_file(state.file("lock"))
+        .with_context(|| format!("cannot remove {}", state.file("lock").display()))?;
     fs::remove_dir(path).with_context(|| {
-        format!("{} holds files that are not podspan's: remove it yourself if nothing in it is needed", path.display())
+        format!(
+            "{} holds files that are not podspan's: remove it yourself if nothing in it is needed",
+            path.display()
+        )
     })?;
     Ok(true)
 }

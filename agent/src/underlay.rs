@@ -104,7 +104,12 @@ mod tests {
             service_cidrs: CidrSet::default(),
             underlay: underlay.iter().map(|name| (*name).to_owned()).collect(),
         };
-        Underlay::find(&host(), &facts, "podspan0", &["https://10.99.0.2:7443".into(), "https://broker.example:7443".into()])
+        Underlay::find(
+            &host(),
+            &facts,
+            "podspan0",
+            &["https://10.99.0.2:7443".into(), "https://broker.example:7443".into()],
+        )
     }
 
     #[test]
@@ -124,6 +129,9 @@ mod tests {
 
     #[test]
     fn its_own_interface_is_never_the_underlay() {
-        assert_eq!(find(&["podspan0"], &[]), Underlay { interfaces: vec![], mtu: 1500, ..find(&["podspan0"], &[]) });
+        assert_eq!(
+            find(&["podspan0"], &[]),
+            Underlay { interfaces: vec![], mtu: 1500, ..find(&["podspan0"], &[]) }
+        );
     }
 }
