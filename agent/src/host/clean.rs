@@ -57,7 +57,8 @@ pub async fn clean(settings: &HostSettings, tunnel: &Tunnel) -> Result<Vec<Strin
     }
     let state = state.unwrap_or_default();
     let tables: BTreeSet<u32> = state.tables.iter().copied().chain([tunnel.table]).collect();
-    let interfaces: BTreeSet<String> = state.interfaces.iter().cloned().chain([tunnel.interface.clone()]).collect();
+    let interfaces: BTreeSet<String> =
+        state.interfaces.iter().cloned().chain([tunnel.interface.clone()]).collect();
     match Netlink::open() {
         Ok(netlink) => {
             // In this order nothing leaves in clear on the way: the nftables table with its leak stop goes last.
@@ -78,7 +79,11 @@ pub async fn clean(settings: &HostSettings, tunnel: &Tunnel) -> Result<Vec<Strin
         }
         Err(error) => report.failed.push(format!("sysctls: {error}")),
     }
-    if report.failed.is_empty() { Ok(report.removed) } else { Err(CleanError { removed: report.removed, failed: report.failed }) }
+    if report.failed.is_empty() {
+        Ok(report.removed)
+    } else {
+        Err(CleanError { removed: report.removed, failed: report.failed })
+    }
 }
 
 async fn kernel(
@@ -144,7 +149,10 @@ fn sysctls(state: &State) -> (Report, Vec<Remembered>) {
     // All are read before any is written, since writing some changes others.
     let standing: Vec<_> = state.sysctls.iter().map(|remembered| procfs::read(&remembered.key)).collect();
     for (remembered, value) in state.sysctls.iter().zip(standing).rev() {
-        let what = format!("change of sysctl {} (back from {} to {})", remembered.key, remembered.set, remembered.before);
+        let what = format!(
+            "change of sysctl {} (back from {} to {})",
+            remembered.key, remembered.set, remembered.before
+        );
         match value {
             Ok(Some(value)) if value == remembered.set => {
                 let done = put_back(remembered);

@@ -79,6 +79,8 @@ pub(super) struct Engine {
     underlay: Option<Facts>,
     /// The interface's index when it was last seen.
     index: Option<u32>,
+    /// The same if it was podspan's.
+    owned: Option<u32>,
 }
 
 impl Engine {
@@ -106,6 +108,7 @@ impl Engine {
             nft_error: None,
             underlay: None,
             index: None,
+            owned: None,
             state_dir,
         })
     }
@@ -155,7 +158,8 @@ impl Engine {
                 Err(error) => {
                     warn!(%error, "what stands in the kernel cannot be read back; trying again");
                     let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-                    shared.status.failing = vec![format!("what stands in the kernel cannot be read back: {error}")];
+                    shared.status.failing =
+                        vec![format!("what stands in the kernel cannot be read back: {error}")];
                     drop(shared);
                     dirty = seen;
                     reread = Some(Instant::now() + REREAD);
@@ -173,7 +177,8 @@ impl Engine {
         let mut problems = Vec::new();
         if cause == Cause::Set {
             self.attempts.forgive(Instant::now());
-            let new = self.state.tables.insert(desired.table) | self.state.interfaces.insert(desired.interface.clone());
+            let new = self.state.tables.insert(desired.table)
+                | self.state.interfaces.insert(desired.interface.clone());
             // Unwritten it only costs a later clean the knowledge of a table number that the settings no
             // longer name; tunnels matter more.
             if new && let Err(error) = self.state.store(&self.state_dir) {
@@ -344,6 +349,7 @@ impl Engine {
             alias: link.alias,
             mtu: link.mtu,
             up: link.up,
+            known: self.owned == Some(link.index),
         });
         let mut addresses = Vec::new();
         if let Some(link) = &link {
@@ -370,6 +376,7 @@ impl Engine {
             let _ = self.events.try_send(HostEvent::InterfaceGone);
         }
         self.index = index;
+        self.owned = link.filter(|link| plan::is_own_link(link)).map(|link| link.index);
     }
 
     async fn look_at_underlay(&mut self, desired: &HostDesired) -> io::Result<()> {
@@ -424,7 +431,10 @@ fn standing(desired: &HostDesired, observed: &Observed) -> Vec<Cidr> {
         .routes
         .iter()
         .filter(|route| {
-            route.table == desired.table && route.protocol == PROTOCOL && index.is_some() && route.interface == index
+            route.table == desired.table
+                && route.protocol == PROTOCOL
+                && index.is_some()
+                && route.interface == index
         })
         .map(|route| route.destination)
         .collect();

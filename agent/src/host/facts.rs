@@ -65,7 +65,12 @@ impl Facts {
     #[must_use]
     pub fn of(&self, names: &[String]) -> Self {
         Self {
-            interfaces: self.interfaces.iter().filter(|interface| names.contains(&interface.name)).cloned().collect(),
+            interfaces: self
+                .interfaces
+                .iter()
+                .filter(|interface| names.contains(&interface.name))
+                .cloned()
+                .collect(),
             defaults: self.defaults.clone(),
         }
     }
@@ -132,7 +137,11 @@ mod tests {
         };
         let facts = Facts {
             interfaces: vec![interface(2, "eth0", "192.0.2.5"), interface(3, "eth1", "198.51.100.5")],
-            defaults: vec![default(false, "eth1", 0), default(false, "eth0", 100), default(true, "eth0", 1024)],
+            defaults: vec![
+                default(false, "eth1", 0),
+                default(false, "eth0", 100),
+                default(true, "eth0", 1024),
+            ],
         };
         assert_eq!(facts.holding("192.0.2.5".parse().unwrap()).unwrap().name, "eth0");
         assert!(facts.holding("192.0.2.6".parse().unwrap()).is_none());

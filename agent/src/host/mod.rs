@@ -43,7 +43,9 @@ mod tests_support;
 
 pub use clean::{CleanError, clean};
 pub use facts::{DefaultRoute, Facts, Interface, facts};
-pub use model::{HostDesired, NftState, Observed, ObservedAddress, ObservedLink, ObservedRoute, ObservedRule};
+pub use model::{
+    HostDesired, NftState, Observed, ObservedAddress, ObservedLink, ObservedRoute, ObservedRule,
+};
 
 /// The number by which podspan's routes, rules and addresses are known (`rtm_protocol`, `FRA_PROTOCOL`,
 /// `IFA_PROTO`). It is in no `rt_protos` file known to us.

@@ -108,6 +108,8 @@ pub struct ObservedLink {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether it was podspan's when it was last looked at: the same interface, whatever it is called now.
+    pub known: bool,
 }
 
 /// An address of podspan's interface as read back.

@@ -162,7 +162,8 @@ fn sort(datagram: &[u8], interest: &Interest) -> Dirty {
     let mut dirty = Dirty::default();
     let mut rest = datagram;
     while rest.len() >= 16 {
-        let Some(length) = u32_at(rest, 0).map(|length| length as usize).filter(|l| *l >= 16 && *l <= rest.len())
+        let Some(length) =
+            u32_at(rest, 0).map(|length| length as usize).filter(|l| *l >= 16 && *l <= rest.len())
         else {
             return Dirty::ALL;
         };
@@ -202,15 +203,21 @@ fn sort_one(kind: u16, payload: &[u8], interest: &Interest) -> Dirty {
         },
         RTM_NEWRULE | RTM_DELRULE => {
             let protocol = payload.get(12..).and_then(|attributes| attribute(attributes, FRA_PROTOCOL));
-            Dirty { kernel: protocol.is_none_or(|protocol| protocol == [super::PROTOCOL]), ..Dirty::default() }
+            Dirty {
+                kernel: protocol.is_none_or(|protocol| protocol == [super::PROTOCOL]),
+                ..Dirty::default()
+            }
         }
         RTM_NEWNETCONF => {
-            let index =
-                payload.get(4..).and_then(|attributes| attribute(attributes, NETCONFA_IFINDEX)?.try_into().ok());
+            let index = payload
+                .get(4..)
+                .and_then(|attributes| attribute(attributes, NETCONFA_IFINDEX)?.try_into().ok());
             // Minus one stands for "all", minus two for "default".
             let index = index.map(i32::from_ne_bytes);
             let known = index.and_then(|index| u32::try_from(index).ok());
-            let kernel = index.is_none_or(|index| index < 0) || own(known) || (!interest.underlay.is_empty() && underlay(known));
+            let kernel = index.is_none_or(|index| index < 0)
+                || own(known)
+                || (!interest.underlay.is_empty() && underlay(known));
             Dirty { kernel, ..Dirty::default() }
         }
         _ if kind >> 8 == NFT_SUBSYSTEM && kind & 0xff != NFT_NEW_GENERATION => {

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope,
@@ -105,9 +105,9 @@ impl Netlink {
             }
             Ok(())
         };
-        tokio::time::timeout(TIMEOUT, all)
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the kernel did not answer over netlink"))??;
+        tokio::time::timeout(TIMEOUT, all).await.map_err(|_| {
+            io::Error::new(io::ErrorKind::TimedOut, "the kernel did not answer over netlink")
+        })??;
         Ok((answers, interrupted))
     }
 
@@ -197,7 +197,9 @@ impl Netlink {
             message.header.family = family;
             match self.dump(RouteNetlinkMessage::GetRule(message)).await {
                 Ok(answers) => found.extend(answers.iter().filter_map(|answer| match answer {
-                    RouteNetlinkMessage::NewRule(message) if message.header.family == family => Some(rule(message)),
+                    RouteNetlinkMessage::NewRule(message) if message.header.family == family => {
+                        Some(rule(message))
+                    }
                     _ => None,
                 })),
                 Err(error) if is_absent(&error) => {}
@@ -346,7 +348,11 @@ fn address(message: &AddressMessage) -> Option<InterfaceAddress> {
     }
     Some(InterfaceAddress {
         index: message.header.index,
-        observed: ObservedAddress { address: local.or(address)?, length: message.header.prefix_len, protocol },
+        observed: ObservedAddress {
+            address: local.or(address)?,
+            length: message.header.prefix_len,
+            protocol,
+        },
     })
 }
 

@@ -33,7 +33,8 @@ pub const COMMENT: &str = "podspan's: written by its agent, which puts back what
 #[must_use]
 pub fn render(desired: &HostDesired) -> String {
     let (remote, _) = desired.usable_routes();
-    let mut text = format!("add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n\tcomment \"{COMMENT}\"\n");
+    let mut text =
+        format!("add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n\tcomment \"{COMMENT}\"\n");
     set(&mut text, "remote", &remote);
     set(&mut text, "local_pods", &desired.local_pod_cidrs.iter().copied().collect::<Vec<_>>());
     set(&mut text, "cluster_pods", &desired.cluster_pod_cidrs.iter().copied().collect::<Vec<_>>());
@@ -194,7 +195,9 @@ mod tests {
     fn a_route_over_own_cidrs_is_in_no_set() {
         let mut desired = desired();
         desired.routes = vec!["10.1.0.0/16".parse().unwrap()];
-        assert!(!render(&desired).contains("set remote4 {\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\telements"));
+        assert!(
+            !render(&desired).contains("set remote4 {\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\telements")
+        );
     }
 
     #[test]
@@ -208,7 +211,8 @@ mod tests {
     fn known_again_by_its_comment() {
         assert!(is_own(&format!("table inet podspan {{\n\tcomment \"{COMMENT}\"\n}}\n")));
         assert!(!is_own("table inet podspan {\n}\n"));
-        let elsewhere = format!("table inet podspan {{\n\tchain a {{\n\t\tip saddr 10.0.0.1 comment \"{COMMENT}\"\n");
+        let elsewhere =
+            format!("table inet podspan {{\n\tchain a {{\n\t\tip saddr 10.0.0.1 comment \"{COMMENT}\"\n");
         assert!(!is_own(&elsewhere));
     }
 

@@ -23,7 +23,10 @@ pub(super) async fn apply(program: &Path, text: &str) -> io::Result<()> {
 pub(super) async fn list(program: &Path) -> io::Result<Option<String>> {
     match run(program, &["--stateless", "list", "table", "inet", "podspan"], "").await {
         Ok(listing) => Ok(Some(listing)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && error.get_ref().is_some_and(|e| e.is::<Refused>()) => {
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound
+                && error.get_ref().is_some_and(|e| e.is::<Refused>()) =>
+        {
             Ok(None)
         }
         Err(error) => Err(error),
@@ -66,14 +69,18 @@ async fn run(program: &Path, arguments: &[&str], input: &str) -> io::Result<Stri
         }
         child.wait_with_output().await
     };
-    let output = tokio::time::timeout(TIMEOUT, talk)
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("nft took over {TIMEOUT:?} and was ended")))??;
+    let output = tokio::time::timeout(TIMEOUT, talk).await.map_err(|_| {
+        io::Error::new(io::ErrorKind::TimedOut, format!("nft took over {TIMEOUT:?} and was ended"))
+    })??;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().chars().take(500).collect::<String>();
-    let kind = if said.contains("No such file or directory") { io::ErrorKind::NotFound } else { io::ErrorKind::Other };
+    let kind = if said.contains("No such file or directory") {
+        io::ErrorKind::NotFound
+    } else {
+        io::ErrorKind::Other
+    };
     Err(io::Error::new(kind, Refused(format!("nft: {said}"))))
 }
 

@@ -109,7 +109,9 @@ impl Step {
             }
             Self::AddRule(rule) => format!("{rule}"),
             Self::RemoveRule(rule) => format!("leftover {rule}"),
-            Self::RemoveRoute(route) => format!("leftover route {} in table {}", route.destination, route.table),
+            Self::RemoveRoute(route) => {
+                format!("leftover route {} in table {}", route.destination, route.table)
+            }
             Self::RemoveAddress { address, length, .. } => format!("leftover address {address}/{length}"),
         }
     }
@@ -165,7 +167,8 @@ pub fn plan(desired: &HostDesired, observed: &Observed, known_tables: &BTreeSet<
         }
     }
     let interface = link.map(|_| desired.interface.as_str());
-    plan.steps.extend(sysctl::decide(interface, &desired.underlay, ipv6, observed).into_iter().map(Step::Sysctl));
+    plan.steps
+        .extend(sysctl::decide(interface, &desired.underlay, ipv6, observed).into_iter().map(Step::Sysctl));
     if let Some(link) = link
         && !link.up
     {
@@ -195,10 +198,11 @@ pub fn plan(desired: &HostDesired, observed: &Observed, known_tables: &BTreeSet<
     plan
 }
 
-/// Whether the interface is podspan's: by its alias, or a TUN that nobody has named yet.
+/// Whether the interface is podspan's: by its alias, or since it was before, or a TUN that nobody has named
+/// yet.
 #[must_use]
 pub fn is_own_link(link: &ObservedLink) -> bool {
-    link.alias == ALIAS || (link.tun && link.alias.is_empty())
+    link.alias == ALIAS || link.known || (link.tun && link.alias.is_empty())
 }
 
 fn own_link<'a>(
@@ -230,7 +234,13 @@ fn host_length(address: IpAddr) -> u8 {
     if address.is_ipv6() { 128 } else { 32 }
 }
 
-fn addresses(desired: &HostDesired, observed: &Observed, link: &ObservedLink, ipv6: bool, steps: &mut Vec<Step>) {
+fn addresses(
+    desired: &HostDesired,
+    observed: &Observed,
+    link: &ObservedLink,
+    ipv6: bool,
+    steps: &mut Vec<Step>,
+) {
     let wanted: BTreeSet<IpAddr> =
         desired.addresses.iter().copied().filter(|address| ipv6 || address.is_ipv4()).collect();
     for address in wanted {
@@ -267,7 +277,11 @@ fn remove_addresses(
         let owned = other.protocol == PROTOCOL || other.protocol == KERNEL_LINK_LOCAL;
         let already = desired.addresses.contains(&other.address) && other.address.is_ipv6() && ipv6;
         if owned && !wanted && !already {
-            steps.push(Step::RemoveAddress { index: link.index, address: other.address, length: other.length });
+            steps.push(Step::RemoveAddress {
+                index: link.index,
+                address: other.address,
+                length: other.length,
+            });
         }
     }
 }
@@ -285,11 +299,11 @@ fn routes(
     let owned = |route: &ObservedRoute| {
         route.protocol == PROTOCOL && (route.table == desired.table || known_tables.contains(&route.table))
     };
-    let wanted = |destination: &Cidr| {
-        (ipv6 || !destination.is_ipv6()) && usable.binary_search(destination).is_ok()
-    };
+    let wanted =
+        |destination: &Cidr| (ipv6 || !destination.is_ipv6()) && usable.binary_search(destination).is_ok();
     // By destination, so that hundreds of routes against hundreds stay cheap.
-    let mut standing: std::collections::BTreeMap<Cidr, Vec<&ObservedRoute>> = std::collections::BTreeMap::new();
+    let mut standing: std::collections::BTreeMap<Cidr, Vec<&ObservedRoute>> =
+        std::collections::BTreeMap::new();
     for route in observed.routes.iter().filter(|route| route.table == desired.table) {
         standing.entry(route.destination).or_default().push(route);
     }

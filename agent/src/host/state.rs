@@ -48,9 +48,8 @@ impl State {
     /// If it cannot be read, or holds something else ([`io::ErrorKind::InvalidData`]).
     pub(super) fn load(directory: &Path) -> io::Result<Self> {
         match std::fs::read(directory.join(FILE)) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
-            }
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(error),
         }

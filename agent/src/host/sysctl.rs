@@ -32,7 +32,9 @@ pub struct Write {
 pub fn ipv6_off(interface: &str, mtu: u32, observed: &Observed) -> Option<String> {
     let read = |key: &str| observed.sysctls.get(key).map(String::as_str);
     let Some(all) = read("net/ipv6/conf/all/disable_ipv6") else {
-        return Some("IPv6: the kernel runs without it (ipv6.disable=1), so only IPv4 goes to remote clusters".into());
+        return Some(
+            "IPv6: the kernel runs without it (ipv6.disable=1), so only IPv4 goes to remote clusters".into(),
+        );
     };
     if all == "1" || read("net/ipv6/conf/default/disable_ipv6") == Some("1") {
         return Some(
@@ -129,7 +131,9 @@ pub fn decide(interface: Option<&str>, underlay: &[String], ipv6: bool, observed
     if ipv6 && read(IP6_FORWARD) == Some("0") {
         // A forwarding host ignores router advertisements unless accept_ra is 2, and drops the default route
         // it learned from them at once: so this comes first.
-        for name in observed.interfaces.iter().filter(|name| *name != "lo" && Some(name.as_str()) != interface) {
+        for name in
+            observed.interfaces.iter().filter(|name| *name != "lo" && Some(name.as_str()) != interface)
+        {
             let key = format!("net/ipv6/conf/{name}/accept_ra");
             if read(&key) == Some("1") {
                 want(key, "2", true, Vec::new());
@@ -286,7 +290,23 @@ mod tests {
         let keys = keys("podspan0", &names[1..2], &names);
         // With every key present and at a value podspan does not want, each write's key is among them.
         let observed = Observed {
-            sysctls: keys.iter().map(|key| (key.clone(), if key.ends_with("rp_filter") || key.ends_with("accept_ra") || key.ends_with("disable_ipv6") { "1" } else { "0" }.to_owned())).collect(),
+            sysctls: keys
+                .iter()
+                .map(|key| {
+                    (
+                        key.clone(),
+                        if key.ends_with("rp_filter")
+                            || key.ends_with("accept_ra")
+                            || key.ends_with("disable_ipv6")
+                        {
+                            "1"
+                        } else {
+                            "0"
+                        }
+                        .to_owned(),
+                    )
+                })
+                .collect(),
             interfaces: names.to_vec(),
             ..Observed::default()
         };

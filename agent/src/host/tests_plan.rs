@@ -16,7 +16,11 @@ fn known() -> BTreeSet<u32> {
 /// A host on which everything stands.
 fn standing() -> Observed {
     let desired = desired();
-    let address = |address: &str, length| ObservedAddress { address: address.parse().unwrap(), length, protocol: PROTOCOL };
+    let address = |address: &str, length| ObservedAddress {
+        address: address.parse().unwrap(),
+        length,
+        protocol: PROTOCOL,
+    };
     let rule = |ipv6| ObservedRule {
         ipv6,
         priority: desired.rule_priority,
@@ -41,7 +45,14 @@ fn standing() -> Observed {
         ("net/ipv4/conf/podspan0/rp_filter", "2"),
     ];
     Observed {
-        link: Some(ObservedLink { index: INDEX, tun: true, alias: ALIAS.into(), mtu: 1420, up: true }),
+        link: Some(ObservedLink {
+            index: INDEX,
+            tun: true,
+            alias: ALIAS.into(),
+            mtu: 1420,
+            up: true,
+            known: false,
+        }),
         addresses: vec![address("10.1.1.0", 32), address("fd00:1:1::", 128)],
         routes: desired.routes.iter().map(route).collect(),
         rules: vec![rule(false), rule(true)],
@@ -102,8 +113,16 @@ fn from_scratch_what_others_need_comes_first() {
 #[test]
 fn each_thing_that_is_missing_or_wrong_is_put_right() {
     type Break = fn(&mut Observed);
-    let table: [(&str, Break, &[&str]); 14] = [
+    let table: [(&str, Break, &[&str]); 15] = [
         ("alias lost", |o| o.link.as_mut().unwrap().alias.clear(), &["alias of the interface"]),
+        (
+            "alias changed under its eyes",
+            |o| {
+                let link = o.link.as_mut().unwrap();
+                (link.alias, link.known) = ("other".into(), true);
+            },
+            &["alias of the interface"],
+        ),
         ("link down", |o| o.link.as_mut().unwrap().up = false, &["interface up"]),
         ("address gone", |o| drop(o.addresses.remove(0)), &["add address 10.1.1.0"]),
         ("address without the number", |o| o.addresses[0].protocol = 0, &["add address 10.1.1.0"]),
@@ -114,11 +133,21 @@ fn each_thing_that_is_missing_or_wrong_is_put_right() {
         ),
         (
             "link-local address",
-            |o| o.addresses.push(ObservedAddress { address: "fe80::1".parse().unwrap(), length: 64, protocol: 3 }),
+            |o| {
+                o.addresses.push(ObservedAddress {
+                    address: "fe80::1".parse().unwrap(),
+                    length: 64,
+                    protocol: 3,
+                })
+            },
             &["leftover address fe80::1/64"],
         ),
         ("route gone", |o| drop(o.routes.remove(1)), &["add route 10.3.0.0/16 in table 7183"]),
-        ("route elsewhere", |o| o.routes[0].interface = Some(9), &["replace route 10.2.0.0/16 in table 7183"]),
+        (
+            "route elsewhere",
+            |o| o.routes[0].interface = Some(9),
+            &["replace route 10.2.0.0/16 in table 7183"],
+        ),
         ("route's source lost", |o| o.routes[2].source = None, &["replace route fd00:2::/48 in table 7183"]),
         ("rule gone", |o| drop(o.rules.remove(1)), &["add IPv6 rule 5183 to table 7183"]),
         (
@@ -181,7 +210,11 @@ fn what_is_not_podspans_stays() {
     let mut rule = observed.rules[0].clone();
     (rule.protocol, rule.priority) = (3, 1);
     observed.rules.push(rule);
-    observed.addresses.push(ObservedAddress { address: "10.77.0.1".parse().unwrap(), length: 24, protocol: 0 });
+    observed.addresses.push(ObservedAddress {
+        address: "10.77.0.1".parse().unwrap(),
+        length: 24,
+        protocol: 0,
+    });
     assert_eq!(steps(&observed), Vec::<String>::new());
 }
 
@@ -191,18 +224,30 @@ fn a_foreign_route_in_the_way_is_left_and_told() {
     observed.routes[0].protocol = 4;
     let plan = plan(&desired(), &observed, &known());
     assert_eq!(plan.steps, []);
-    assert!(plan.refused[0].contains("10.2.0.0/16") && plan.refused[0].contains("protocol 4"), "{:?}", plan.refused);
+    assert!(
+        plan.refused[0].contains("10.2.0.0/16") && plan.refused[0].contains("protocol 4"),
+        "{:?}",
+        plan.refused
+    );
 }
 
 #[test]
 fn a_foreign_interface_or_nft_table_is_left_and_told() {
     for (tun, alias) in [(false, ""), (true, "somebody's"), (false, "somebody's")] {
         let mut observed = standing();
-        observed.link = Some(ObservedLink { index: INDEX, tun, alias: alias.into(), mtu: 1, up: false });
+        observed.link =
+            Some(ObservedLink { index: INDEX, tun, alias: alias.into(), mtu: 1, up: false, known: false });
         let plan = plan(&desired(), &observed, &known());
         assert!(plan.refused[0].contains("somebody else's"), "{:?}", plan.refused);
         let touched = plan.steps.iter().any(|step| {
-            matches!(step, Step::Alias { .. } | Step::Mtu { .. } | Step::Up { .. } | Step::AddAddress { .. } | Step::AddRoute(_))
+            matches!(
+                step,
+                Step::Alias { .. }
+                    | Step::Mtu { .. }
+                    | Step::Up { .. }
+                    | Step::AddAddress { .. }
+                    | Step::AddRoute(_)
+            )
         });
         assert!(!touched, "{:?}", plan.steps);
     }
