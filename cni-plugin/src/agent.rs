@@ -10,6 +10,9 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, set
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use podspan_wire::local::{Answer, MAX_LINE, Request};
 
+/// How much of the agent's words is passed on, in characters.
+const MAX_MESSAGE: usize = 1024;
+
 /// The instant at which a command must be done.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(Instant);
@@ -158,9 +161,11 @@ fn read_line(
 /// [`AgentError::Garbage`] or [`AgentError::Refused`].
 pub fn parse_answer(line: &[u8]) -> Result<Answer, AgentError> {
     match serde_json::from_slice(line) {
-        Ok(Answer::Error { message }) => Err(AgentError::Refused(message)),
+        Ok(Answer::Error { message }) => {
+            Err(AgentError::Refused(message.chars().take(MAX_MESSAGE).collect()))
+        }
         Ok(answer) => Ok(answer),
-        Err(error) => Err(AgentError::Garbage(error.to_string())),
+        Err(error) => Err(AgentError::Garbage(crate::error::brief(&error))),
     }
 }
 

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use crate::environment::{is_identifier, is_interface_name};
-use crate::error::{CniError, Code, quote};
+use crate::error::{CniError, Code, brief, join, quote, shorten};
 use crate::version::SpecVersion;
 
 /// The most that is read of standard input, in bytes.
@@ -160,7 +160,7 @@ fn object(input: &[u8]) -> Result<Keys, CniError> {
     }
     match serde_json::from_slice(input) {
         Ok(keys) => Ok(keys),
-        Err(error) => decode(format!("not a JSON object: {error}")),
+        Err(error) => decode(format!("not a JSON object: {}", brief(&error))),
     }
 }
 
@@ -185,7 +185,7 @@ fn version(keys: &Keys) -> Result<SpecVersion, CniError> {
 }
 
 fn invalid(faults: &[String]) -> CniError {
-    CniError::new(Code::InvalidConfig, "the network configuration is not valid", faults.join("; "))
+    CniError::new(Code::InvalidConfig, "the network configuration is not valid", join(faults))
 }
 
 /// The value of a key; a value of another type goes to the faults. `null` counts as absent.
@@ -239,7 +239,7 @@ fn settings(keys: &Keys) -> Result<Settings, CniError> {
     // Unknown keys belong to the runtime or to somebody else, but not when only the case is wrong.
     for (key, raw) in keys {
         if let Some(own) = OWN_KEYS.into_iter().find(|own| own != key && own.eq_ignore_ascii_case(key)) {
-            unsupported.push(format!("{key} = {}: did you mean {own}?", raw.get()));
+            unsupported.push(format!("{key} = {}: did you mean {own}?", shorten(raw.get())));
         }
     }
     if let Some(socket) = read::<String>(keys, "socket", "a string", &mut faults) {
@@ -269,7 +269,11 @@ fn settings(keys: &Keys) -> Result<Settings, CniError> {
     }
     if let Some(opt_out) = read::<Keys>(keys, "optOut", "an object", &mut faults) {
         for (key, raw) in opt_out.iter().filter(|(key, _)| *key != "namespaces") {
-            unsupported.push(format!("optOut.{key} = {}: only \"namespaces\" is known", raw.get()));
+            unsupported.push(format!(
+                "optOut.{} = {}: only \"namespaces\" is known",
+                shorten(key),
+                shorten(raw.get())
+            ));
         }
         if let Some(raw) = opt_out.get("namespaces").filter(|raw| raw.get() != "null") {
             match serde_json::from_str::<Vec<String>>(raw.get()) {
@@ -288,7 +292,7 @@ fn settings(keys: &Keys) -> Result<Settings, CniError> {
     }
     if !unsupported.is_empty() {
         let message = "a key of the network configuration is not supported";
-        return Err(CniError::new(Code::UnsupportedField, message, unsupported.join("; ")));
+        return Err(CniError::new(Code::UnsupportedField, message, join(&unsupported)));
     }
     Ok(settings)
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use podspan_wire::local::Attachment;
 
-use crate::error::{CniError, Code, quote};
+use crate::error::{CniError, Code, join, quote};
 
 /// What the runtime asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,7 +154,7 @@ fn invalid(faults: &[String]) -> CniError {
     CniError::new(
         Code::InvalidEnvironment,
         "the environment variables of the CNI call are not valid",
-        faults.join("; "),
+        join(faults),
     )
 }
 

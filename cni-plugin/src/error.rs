@@ -74,11 +74,39 @@ impl CniError {
     }
 }
 
-/// Bounds what is quoted of foreign input in an error.
-pub(crate) fn quote(text: &str) -> String {
-    let mut quoted: String = text.chars().take(80).collect();
-    if quoted.len() < text.len() {
-        quoted.push_str("...");
+/// Joins faults to one text, bounded.
+pub(crate) fn join(faults: &[String]) -> String {
+    const MOST: usize = 16;
+    let mut text = faults.iter().take(MOST).map(String::as_str).collect::<Vec<_>>().join("; ");
+    if faults.len() > MOST {
+        text.push_str(&format!("; and {} more", faults.len() - MOST));
     }
-    format!("{quoted:?}")
+    text
+}
+
+/// A JSON error in words, bounded: serde quotes what it did not expect, and that may be all of the input.
+pub(crate) fn brief(error: &serde_json::Error) -> String {
+    const MOST: usize = 200;
+    let text = error.to_string();
+    match text.char_indices().nth(MOST) {
+        None => text,
+        Some((end, _)) => {
+            let start = text.get(..end).unwrap_or_default();
+            format!("{start}... at line {} column {}", error.line(), error.column())
+        }
+    }
+}
+
+/// Bounds foreign input that stands in an error.
+pub(crate) fn shorten(text: &str) -> String {
+    let mut short: String = text.chars().take(80).collect();
+    if short.len() < text.len() {
+        short.push_str("...");
+    }
+    short
+}
+
+/// Quotes foreign input in an error, bounded.
+pub(crate) fn quote(text: &str) -> String {
+    format!("{:?}", shorten(text))
 }

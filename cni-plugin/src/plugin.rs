@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use crate::agent::{self, AgentError, Deadline};
 use crate::config::{self, NetConf, OnFailure, Settings};
 use crate::environment::{Args, Command, Environment};
-use crate::error::{CniError, Code};
+use crate::error::{CniError, Code, join};
 use crate::prev_result::{self, PodInterface};
 use crate::version::SpecVersion;
 use crate::{netns, pending, pod_routes};
@@ -213,7 +213,7 @@ fn set_routes(pod: &Pod, routes: &PodRoutes, notes: &mut Vec<String>) -> Result<
         return Ok(());
     }
     let all: Vec<_> = report.failed.iter().map(|(cidr, error)| format!("{cidr}: {error}")).collect();
-    Err(failed(all.join("; ")))
+    Err(failed(join(&all)))
 }
 
 /// DEL: never fails for something that is already gone, and works with broken settings too: nobody could
@@ -295,7 +295,7 @@ fn check(
                     "in {}, interface {}: {}",
                     pod.detail.netns,
                     pod.attachment.interface,
-                    differences.join("; ")
+                    join(&differences)
                 ),
             ));
         }

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::error::{CniError, Code, quote};
+use crate::error::{CniError, Code, brief, join, quote};
 use crate::version::SpecVersion;
 
 /// What podspan reads of a result, in any version of the spec from 0.3.0 on; the rest is only passed on.
@@ -51,7 +51,7 @@ struct RawIp {
 pub fn parse(result: &RawValue, ifname: &str) -> Result<PodInterface, CniError> {
     let invalid =
         |details: String| CniError::new(Code::InvalidConfig, "prevResult is not a CNI result", details);
-    let raw: Raw = serde_json::from_str(result.get()).map_err(|error| invalid(error.to_string()))?;
+    let raw: Raw = serde_json::from_str(result.get()).map_err(|error| invalid(brief(&error)))?;
     let interfaces = raw.interfaces.unwrap_or_default();
     let (mut pod, mut faults) = (PodInterface::default(), Vec::new());
     for (i, ip) in raw.ips.unwrap_or_default().into_iter().enumerate() {
@@ -89,7 +89,7 @@ pub fn parse(result: &RawValue, ifname: &str) -> Result<PodInterface, CniError> 
             pod.gateways.extend(gateway.and_then(Result::ok));
         }
     }
-    if faults.is_empty() { Ok(pod) } else { Err(invalid(faults.join("; "))) }
+    if faults.is_empty() { Ok(pod) } else { Err(invalid(join(&faults))) }
 }
 
 /// The result to print after ADD: the earlier plugins' own text, untouched, as CNI spec section 2 asks of

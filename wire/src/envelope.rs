@@ -59,6 +59,18 @@ fn message(context: &str, payload: &str) -> Vec<u8> {
     message
 }
 
+/// The error in words, bounded: serde quotes what it did not expect, and that may be the whole payload.
+fn brief(error: &serde_json::Error) -> String {
+    const MOST: usize = 200;
+    let text = error.to_string();
+    match text.char_indices().nth(MOST) {
+        None => text,
+        Some((end, _)) => {
+            format!("{}... at line {} column {}", &text[..end], error.line(), error.column())
+        }
+    }
+}
+
 impl Envelope {
     pub(crate) fn seal<S: Statement>(statement: &S, sign: impl FnOnce(&[u8]) -> Signature) -> Self {
         // Serialising these structs cannot fail: no maps with non-text keys, no fallible serialisers.
@@ -85,7 +97,7 @@ impl Envelope {
             return Err(EnvelopeError::TooLarge { size: self.payload.len() });
         }
         let statement: S =
-            serde_json::from_str(&self.payload).map_err(|e| EnvelopeError::Malformed(e.to_string()))?;
+            serde_json::from_str(&self.payload).map_err(|e| EnvelopeError::Malformed(brief(&e)))?;
         match serde_json::to_string(&statement) {
             Ok(canonical) if canonical == self.payload => Ok(statement),
             _ => Err(EnvelopeError::NotCanonical),

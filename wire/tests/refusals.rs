@@ -238,6 +238,17 @@ fn only_the_canonical_form_is_taken_however_well_it_is_signed() {
 }
 
 #[test]
+fn a_refusal_does_not_quote_a_whole_hostile_payload() {
+    for payload in
+        [format!("\"{}\"", "é\\n".repeat(8000)), format!("{{\"clusterSet\":\"{}\"}}", "x".repeat(30_000))]
+    {
+        let text = refused(&sign_record_text(&payload), RefusalKind::Malformed);
+        assert!(text.len() < 700, "{} bytes", text.len());
+        assert!(text.contains(" at line 1 column "), "{text}");
+    }
+}
+
+#[test]
 fn what_is_canonical_does_not_depend_on_how_the_json_library_was_built() {
     // With its feature `raw_value` serde_json reads this key as something else than a key. Features are
     // shared by all crates of a program, and agent and broker must judge alike.

@@ -6,7 +6,9 @@ use serde_json::value::RawValue;
 
 /// Standard input, `prevResult`, `CNI_*` and the agent's line.
 pub fn cni(data: &[u8]) {
-    let _ = agent::parse_answer(data);
+    if let Err(error) = agent::parse_answer(data) {
+        assert!(error.to_string().len() < 8192, "an error is for a person");
+    }
     let _ = config::parse_version_probe(data);
     match config::parse(data) {
         Ok(conf) => {
@@ -47,6 +49,7 @@ fn pass_on(result: &RawValue, conf: &config::NetConf) {
 }
 
 fn well_formed(error: &str) {
+    assert!(error.len() < 16 * 1024, "an error is for a person: {error}");
     let error: serde_json::Value = serde_json::from_str(error).expect("an error is JSON");
     assert!(error["code"].as_u64().is_some() && error["msg"].as_str().is_some());
 }
