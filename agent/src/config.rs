@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use podspan_wire::settings::{Reader, Section, SettingsError};
+use podspan_wire::settings::{FilePath, ListenAddress, Reader, Section, SettingsError};
 
 /// What happens to tunnels, routes and rules when the agent is told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,16 +92,6 @@ impl Default for Tunnel {
     }
 }
 
-/// A path of the settings, relative to the settings file.
-struct Relative(PathBuf);
-
-impl FromStr for Relative {
-    type Err = &'static str;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.is_empty() { Err("a path is needed here") } else { Ok(Self(PathBuf::from(text))) }
-    }
-}
-
 /// The name of a network interface (`IFNAMSIZ`, `dev_valid_name` of the kernel).
 struct InterfaceName(String);
 
@@ -129,13 +119,13 @@ impl Config {
         let base = path.parent().unwrap_or(Path::new("."));
         let (mut reader, mut top) = Reader::new(text);
         let r = &mut reader;
-        let resolve = |path: Relative| base.join(path.0);
+        let resolve = |path: FilePath| path.within(base);
 
         let bundle =
-            top.required::<Relative>(r, "bundle", "the path of the file that `podspan cluster grant` wrote");
-        let state_dir = top.optional::<Relative>(r, "state-dir");
-        let socket = top.optional::<Relative>(r, "socket");
-        let health_listen = top.optional(r, "health-listen");
+            top.required::<FilePath>(r, "bundle", "the path of the file that `podspan cluster grant` wrote");
+        let state_dir = top.optional::<FilePath>(r, "state-dir");
+        let socket = top.optional::<FilePath>(r, "socket");
+        let health_listen = top.optional::<ListenAddress>(r, "health-listen").map(|address| address.0);
         let on_exit = top.optional(r, "on-exit").unwrap_or(OnExit::Keep);
         let source = match top.section(r, "source") {
             Some(section) => Self::source(r, section, base),
@@ -164,9 +154,9 @@ impl Config {
     }
 
     fn source<'t>(r: &mut Reader<'t>, mut section: Section<'t>, base: &Path) -> Option<Source> {
-        let file = section.required::<Relative>(r, "file", "the path of the file with this node's facts");
+        let file = section.required::<FilePath>(r, "file", "the path of the file with this node's facts");
         section.finish(r);
-        file.map(|file| Source::File { path: base.join(file.0) })
+        file.map(|file| Source::File { path: file.within(base) })
     }
 
     fn tunnel<'t>(r: &mut Reader<'t>, mut section: Section<'t>) -> Tunnel {

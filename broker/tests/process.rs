@@ -375,26 +375,26 @@ watchers = 0
     let error = Config::parse(text, Path::new("/etc/podspan/broker.toml")).unwrap_err();
     let expected = r#"/etc/podspan/broker.toml: 14 errors
   line 2: listen: "192.0.2.1" is not ADDRESS:PORT, such as "0.0.0.0:7443" or "[::1]:7443"
-  line 2: listen: is an integer, expected ADDRESS:PORT, such as "0.0.0.0:7443" or "[::1]:7443"
-  line 2: listen: names [::1]:7443 twice
-  line 3: cluster-set: not a public key: expected 32 bytes in base64: expected the root's public key, as `podspan clusterset create` printed it
-  line 4: certficate: is not a key here: did you mean `certificate`?
-  line 5: private-key: is empty
-  line 6: data: is an integer, expected a path in quotes
-  line 7: lease-seconds: is 4, expected a whole number from 5 to 3600
+  line 2: listen: expected a value in quotes, found a number
+  line 3: cluster-set: "c2hvcnQ=" cannot be used: not a public key: expected 32 bytes in base64
+  line 4: certficate: is not a setting: did you mean "certificate"?
+  line 5: private-key: a path is needed here
+  line 6: data: expected a value in quotes, found a number
+  line 7: lease-seconds: 4 is out of bounds: use 5 to 3600
   line 8: health-listen: "localhost:9000" is not ADDRESS:PORT, such as "0.0.0.0:7443" or "[::1]:7443"
-  line 9: colour: is not a key here: known are listen, cluster-set, certificate, private-key, data, lease-seconds, health-listen, limits
-  line 12: limits.records: is a string, expected a whole number from 1 to 10000000
-  line 13: limits.requests-per-seconds: is not a key here: did you mean `limits.requests-per-second`?
-  line 14: limits.watchers: is 0, expected a whole number from 1 to 10000000
-  certificate: is missing: set it to a path in quotes"#;
+  line 9: colour: is not a setting; there are certificate, cluster-set, data, health-listen, lease-seconds, limits, listen, private-key
+  line 12: limits.records: expected a whole number from 1 to 10000000, found a string
+  line 13: limits.requests-per-seconds: is not a setting: did you mean "requests-per-second"?
+  line 14: limits.watchers: 0 is out of bounds: use 1 to 10000000
+  certificate: is missing: the PEM file of the TLS certificate
+  listen: names [::1]:7443 twice"#;
     assert_eq!(error.to_string(), expected);
 
     let error = Config::parse("listen = [\ncluster-set = \n\x00", Path::new("x.toml")).unwrap_err();
-    assert!(!error.faults.is_empty() && error.faults.iter().all(|fault| fault.line.is_some()), "{error}");
+    assert!(!error.faults.is_empty() && error.faults.iter().all(|fault| fault.line > 0), "{error}");
     let error = Config::parse("", Path::new("x.toml")).unwrap_err();
     assert_eq!(error.faults.len(), 5, "{error}");
-    assert!(error.faults.iter().all(|fault| fault.what.starts_with("is missing: set it to ")), "{error}");
+    assert!(error.faults.iter().all(|fault| fault.message.starts_with("is missing: ")), "{error}");
 }
 
 #[test]

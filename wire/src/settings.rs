@@ -5,7 +5,9 @@
 //! error a person sees is the type's own.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use toml::Spanned;
@@ -50,6 +52,38 @@ impl fmt::Display for SettingsError {
 }
 
 impl std::error::Error for SettingsError {}
+
+/// A path of a settings file; relative ones are relative to the file's own directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilePath(PathBuf);
+
+impl FilePath {
+    /// The path, with `base` before it if it is relative.
+    #[must_use]
+    pub fn within(self, base: &Path) -> PathBuf {
+        base.join(self.0)
+    }
+}
+
+impl FromStr for FilePath {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() { Err("a path is needed here") } else { Ok(Self(PathBuf::from(text))) }
+    }
+}
+
+/// An address to listen on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenAddress(pub SocketAddr);
+
+impl FromStr for ListenAddress {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let shown: String = text.chars().take(80).collect();
+        let error = |_| format!("{shown:?} is not ADDRESS:PORT, such as \"0.0.0.0:7443\" or \"[::1]:7443\"");
+        text.parse().map(Self).map_err(error)
+    }
+}
 
 /// A settings file that is being read.
 pub struct Reader<'t> {
@@ -98,12 +132,16 @@ impl<'t> Reader<'t> {
     /// Ends the reading: all faults, or none.
     ///
     /// # Errors
-    /// Every fault noted so far, in the order of the lines.
+    /// Every fault noted so far, in the order of the lines; what is missing from the whole file comes last.
     pub fn finish(mut self, file: &str) -> Result<(), SettingsError> {
         if self.faults.is_empty() {
             return Ok(());
         }
-        self.faults.sort();
+        // Beside an error of syntax a key may be missing only because it could not be read.
+        if self.faults.iter().any(|fault| fault.key.is_empty()) {
+            self.faults.retain(|fault| fault.line > 0);
+        }
+        self.faults.sort_by_key(|fault| (fault.line == 0, fault.clone()));
         self.faults.dedup();
         Err(SettingsError { file: file.to_owned(), faults: self.faults })
     }
@@ -154,7 +192,6 @@ impl<'t> Section<'t> {
     fn text_of(value: &DeValue<'_>) -> Option<String> {
         match value {
             DeValue::String(text) => Some(text.to_string()),
-            DeValue::Integer(number) => Some(number.to_string()),
             DeValue::Boolean(value) => Some(value.to_string()),
             _ => None,
         }
@@ -168,7 +205,7 @@ impl<'t> Section<'t> {
     {
         let item = self.take(key)?;
         let Some(text) = Self::text_of(item.value.get_ref()) else {
-            let message = format!("expected one value, found {}", kind(item.value.get_ref()));
+            let message = format!("expected a value in quotes, found {}", kind(item.value.get_ref()));
             self.fault(reader, &item, message);
             return None;
         };
@@ -201,6 +238,22 @@ impl<'t> Section<'t> {
         None
     }
 
+    /// As [`Self::list`], but a fault if it is not there or empty.
+    pub fn required_list<T>(&mut self, reader: &mut Reader<'t>, key: &'static str, hint: &str) -> Vec<T>
+    where
+        T: FromStr,
+        T::Err: fmt::Display,
+    {
+        let at = self.entries.iter().find(|item| item.key == key).map(|item| reader.line(&item.span));
+        let faults = reader.faults.len();
+        let values = self.list(reader, key).unwrap_or_default();
+        if values.is_empty() && reader.faults.len() == faults {
+            let (line, what) = at.map_or((self.line, "is missing"), |line| (line, "is empty"));
+            reader.faults.push(Fault { line, key: self.full(key), message: format!("{what}: {hint}") });
+        }
+        values
+    }
+
     /// The value of `key`, within bounds (both included), or `default`.
     pub fn number(
         &mut self,
@@ -209,17 +262,18 @@ impl<'t> Section<'t> {
         bounds: std::ops::RangeInclusive<u64>,
         default: u64,
     ) -> u64 {
-        let at = self.entries.iter().find(|item| item.key == key).map(|item| item.span.clone());
-        match self.optional::<u64>(reader, key) {
-            Some(value) if bounds.contains(&value) => value,
-            Some(value) => {
-                let line = at.map_or(self.line, |span| reader.line(&span));
-                let message = format!("{value} is out of bounds: use {} to {}", bounds.start(), bounds.end());
-                reader.faults.push(Fault { line, key: self.full(key), message });
-                default
-            }
-            None => default,
-        }
+        let Some(item) = self.take(key) else { return default };
+        let (least, most) = (bounds.start(), bounds.end());
+        let message = match item.value.get_ref() {
+            // Decimal, hexadecimal, octal or binary, as TOML has them; a sign is out of bounds in any case.
+            DeValue::Integer(number) => match u64::from_str_radix(number.as_str(), number.radix()) {
+                Ok(value) if bounds.contains(&value) => return value,
+                _ => format!("{number} is out of bounds: use {least} to {most}"),
+            },
+            other => format!("expected a whole number from {least} to {most}, found {}", kind(other)),
+        };
+        self.fault(reader, &item, message);
+        default
     }
 
     /// The values of the list `key`; every bad element is a fault of its own. `None` if it is not there.
@@ -238,7 +292,7 @@ impl<'t> Section<'t> {
         for element in elements.iter() {
             let line = reader.line(&element.span());
             let message = match Self::text_of(element.get_ref()) {
-                None => format!("expected one value, found {}", kind(element.get_ref())),
+                None => format!("expected a value in quotes, found {}", kind(element.get_ref())),
                 Some(text) => match text.parse() {
                     Ok(value) => {
                         values.push(value);
@@ -323,19 +377,19 @@ mod tests {
         let _: Option<Vec<Cidr>> = top.list(&mut reader, "cidrs");
         let _: Option<String> = top.required(&mut reader, "bundle", "the path of the bundle file");
         let mut health = top.section(&mut reader, "health").unwrap();
-        let _: Option<std::net::SocketAddr> = health.optional(&mut reader, "listen");
+        let _: Option<ListenAddress> = health.optional(&mut reader, "listen");
         health.finish(&mut reader);
         top.finish(&mut reader);
         let error = reader.finish("agent.toml").unwrap_err().to_string();
         assert_eq!(
             error,
             "agent.toml: 6 errors\n  \
-             bundle: is missing: the path of the bundle file\n  \
              line 1: port: 70000 is out of bounds: use 1 to 65535\n  \
              line 2: lanse: is not a setting: did you mean \"lanes\"?\n  \
              line 3: cidrs: \"x\" is not a CIDR: write ADDRESS/LENGTH, such as 10.1.0.0/16 or fd00:1::/48\n  \
              line 3: cidrs: 10.0.0.1/8 has host bits set: did you mean 10.0.0.0/8?\n  \
-             line 5: health.listen: \"nowhere\" cannot be used: invalid socket address syntax"
+             line 5: health.listen: \"nowhere\" is not ADDRESS:PORT, such as \"0.0.0.0:7443\" or \"[::1]:7443\"\n  \
+             bundle: is missing: the path of the bundle file"
         );
     }
 

@@ -1,15 +1,11 @@
 //! The configuration file: TOML, read whole; every error is reported at once, with its line and key.
 
-mod reader;
-
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use podspan_wire::ClusterSetId;
-
-use reader::Reader;
+use podspan_wire::settings::{Fault, FilePath, ListenAddress, Reader, Section, SettingsError};
 
 /// The configuration, checked. Paths are absolute or relative to the working directory.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,53 +74,15 @@ impl Default for Limits {
     }
 }
 
-/// One thing that is wrong with a configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// The line, counted from 1; `None` for a key that is missing.
-    pub line: Option<usize>,
-    /// The key, such as `limits.records`; empty if the text itself cannot be read there.
-    pub key: String,
-    /// What is wrong and what to do.
-    pub what: String,
-}
-
-/// Everything that is wrong with a configuration, in the order of its lines.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub struct ConfigError {
-    /// The file.
-    pub file: PathBuf,
-    /// At least one.
-    pub faults: Vec<Fault>,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = self.faults.len();
-        write!(f, "{}: {count} error{}", self.file.display(), if count == 1 { "" } else { "s" })?;
-        for fault in &self.faults {
-            write!(f, "\n  ")?;
-            if let Some(line) = fault.line {
-                write!(f, "line {line}: ")?;
-            }
-            if !fault.key.is_empty() {
-                write!(f, "{}: ", fault.key)?;
-            }
-            write!(f, "{}", fault.what)?;
-        }
-        Ok(())
-    }
-}
-
 impl Config {
     /// Reads the configuration in `file`.
     ///
     /// # Errors
     /// All that is wrong with it.
-    pub fn load(file: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(file).map_err(|why| ConfigError {
-            file: file.to_owned(),
-            faults: vec![Fault { line: None, key: String::new(), what: format!("cannot read it: {why}") }],
+    pub fn load(file: &Path) -> Result<Self, SettingsError> {
+        let text = std::fs::read_to_string(file).map_err(|why| SettingsError {
+            file: file.display().to_string(),
+            faults: vec![Fault { line: 0, key: String::new(), message: format!("cannot read it: {why}") }],
         })?;
         Self::parse(&text, file)
     }
@@ -133,65 +91,76 @@ impl Config {
     ///
     /// # Errors
     /// All that is wrong with it.
-    pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
+    pub fn parse(text: &str, file: &Path) -> Result<Self, SettingsError> {
         let base = file.parent().unwrap_or(Path::new(""));
-        let (table, mut syntax) = reader::parse(text);
-        let mut top = Reader::new(text, String::new(), Some(table));
-        let listen = top.addresses("listen");
-        let cluster_set = top.parsed::<ClusterSetId>(
+        let (mut reader, mut top) = Reader::new(text);
+        let r = &mut reader;
+        let mut listen: Vec<SocketAddr> = Vec::new();
+        for ListenAddress(address) in
+            top.required_list(r, "listen", "the addresses to listen on, such as [\"[::]:7443\"]")
+        {
+            if listen.contains(&address) {
+                r.fault(&top, "listen", format!("names {address} twice"));
+            }
+            listen.push(address);
+        }
+        let cluster_set = top.required(
+            r,
             "cluster-set",
             "the root's public key, as `podspan clusterset create` printed it",
         );
-        let certificate = top.path("certificate", base);
-        let private_key = top.path("private-key", base);
-        let data = top.path("data", base);
-        let lease = top.number("lease-seconds", 5..=3600, 30);
-        let health_listen = top.address("health-listen");
-        let mut table = top.table("limits");
-        let most = Limits::default();
-        let mut size = |key, most: usize| {
-            let most = i64::try_from(most).unwrap_or(i64::MAX);
-            usize::try_from(table.number(key, 1..=10_000_000, most)).unwrap_or(1)
+        let certificate = top.required::<FilePath>(r, "certificate", "the PEM file of the TLS certificate");
+        let private_key = top.required::<FilePath>(r, "private-key", "the PEM file of the TLS private key");
+        let data = top.required::<FilePath>(r, "data", "the directory of the store");
+        let lease = top.number(r, "lease-seconds", 5..=3600, 30);
+        let health_listen = top.optional::<ListenAddress>(r, "health-listen").map(|address| address.0);
+        let limits = match top.section(r, "limits") {
+            Some(section) => Limits::read(r, section),
+            None => Limits::default(),
         };
-        let connections = size("connections", most.connections);
-        let connections_per_address = size("connections-per-address", most.connections_per_address);
-        let watchers = size("watchers", most.watchers);
-        let watchers_per_cluster = size("watchers-per-cluster", most.watchers_per_cluster);
-        let watcher_queue = size("watcher-queue", most.watcher_queue);
-        let records = size("records", most.records);
-        let records_per_cluster = size("records-per-cluster", most.records_per_cluster);
-        let mut rate =
-            |key, most: u32| u32::try_from(table.number(key, 1..=10_000_000, most.into())).unwrap_or(1);
-        let limits = Limits {
-            connections,
-            connections_per_address,
-            failures_per_second: rate("failures-per-second", most.failures_per_second),
-            failures_burst: rate("failures-burst", most.failures_burst),
-            requests_per_second: rate("requests-per-second", most.requests_per_second),
-            requests_burst: rate("requests-burst", most.requests_burst),
-            watchers,
-            watchers_per_cluster,
-            watcher_queue,
-            records,
-            records_per_cluster,
+        top.finish(r);
+        let file = file.display().to_string();
+        reader.finish(&file)?;
+        let (Some(cluster_set), Some(certificate), Some(private_key), Some(data)) =
+            (cluster_set, certificate, private_key, data)
+        else {
+            // Each of these left a fault behind, so that `finish` has returned.
+            return Err(SettingsError { file, faults: Vec::new() });
         };
-        let mut faults = table.finish();
-        faults.extend(top.finish());
-        // After a syntax error some keys may be missing only because they could not be read.
-        if !syntax.is_empty() {
-            faults.retain(|fault| fault.line.is_some());
-        }
-        faults.append(&mut syntax);
-        faults.sort_by_key(|fault| (fault.line.is_none(), fault.line));
-        let complete = (listen, cluster_set, certificate, private_key, data);
-        match complete {
-            (listen, Some(cluster_set), Some(certificate), Some(private_key), Some(data))
-                if faults.is_empty() =>
-            {
-                let lease = Duration::from_secs(lease.unsigned_abs());
-                Ok(Self { listen, cluster_set, certificate, private_key, data, lease, health_listen, limits })
-            }
-            _ => Err(ConfigError { file: file.to_owned(), faults }),
-        }
+        Ok(Self {
+            listen,
+            cluster_set,
+            certificate: certificate.within(base),
+            private_key: private_key.within(base),
+            data: data.within(base),
+            lease: Duration::from_secs(lease),
+            health_listen,
+            limits,
+        })
+    }
+}
+
+impl Limits {
+    fn read<'t>(r: &mut Reader<'t>, mut section: Section<'t>) -> Self {
+        const MOST: u64 = 10_000_000;
+        let most = Self::default();
+        let mut size = |key, default: usize| {
+            usize::try_from(section.number(r, key, 1..=MOST, default as u64)).unwrap_or(default)
+        };
+        let limits = Self {
+            connections: size("connections", most.connections),
+            connections_per_address: size("connections-per-address", most.connections_per_address),
+            watchers: size("watchers", most.watchers),
+            watchers_per_cluster: size("watchers-per-cluster", most.watchers_per_cluster),
+            watcher_queue: size("watcher-queue", most.watcher_queue),
+            records: size("records", most.records),
+            records_per_cluster: size("records-per-cluster", most.records_per_cluster),
+            failures_per_second: size("failures-per-second", most.failures_per_second as usize) as u32,
+            failures_burst: size("failures-burst", most.failures_burst as usize) as u32,
+            requests_per_second: size("requests-per-second", most.requests_per_second as usize) as u32,
+            requests_burst: size("requests-burst", most.requests_burst as usize) as u32,
+        };
+        section.finish(r);
+        limits
     }
 }

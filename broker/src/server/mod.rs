@@ -31,7 +31,7 @@ use tokio::sync::watch::{Receiver, Sender, channel};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-pub use config::{Config, ConfigError, Fault, Limits};
+pub use config::{Config, Limits};
 
 use api::Shared;
 use auth::Gate;
