@@ -1,5 +1,7 @@
 //! The hand on the kernel against a real kernel: applied, changed, broken by hand, cleaned.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::time::{Duration, Instant};
 
 use podspan_agent::config::Tunnel;

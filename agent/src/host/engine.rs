@@ -363,9 +363,21 @@ impl Engine {
         }
         let mut rules = self.netlink.rules().await?;
         rules.retain(|rule| rule.protocol == PROTOCOL || tables.contains(&rule.table));
-        let keys = sysctl::keys(&desired.interface, &desired.underlay, &interfaces);
+        let mut keys = sysctl::keys(&desired.interface, &desired.underlay, &interfaces);
+        let remembered: std::collections::BTreeMap<String, String> =
+            self.state.sysctls.iter().map(|sysctl| (sysctl.key.clone(), sysctl.set.clone())).collect();
+        keys.extend(remembered.keys().cloned());
         let sysctls = blocking(move || procfs::read_all(&keys)).await?;
-        Ok(Observed { link, addresses, routes, rules, nft: self.nft.clone(), sysctls, interfaces })
+        Ok(Observed {
+            link,
+            addresses,
+            routes,
+            rules,
+            nft: self.nft.clone(),
+            sysctls,
+            remembered,
+            interfaces,
+        })
     }
 
     fn notice_interface(&mut self, link: Option<&ObservedLink>, full: bool) {

@@ -91,6 +91,8 @@ pub struct Observed {
     pub nft: NftState,
     /// Values under `/proc/sys` by key, such as `net/ipv4/ip_forward`; without those that do not exist.
     pub sysctls: BTreeMap<String, String>,
+    /// What podspan changed of others' sysctls, and to what: by key, from the state directory.
+    pub remembered: BTreeMap<String, String>,
     /// Every interface's name.
     pub interfaces: Vec<String>,
 }

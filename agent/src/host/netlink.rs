@@ -176,7 +176,7 @@ impl Netlink {
                     RouteNetlinkMessage::NewRoute(message)
                         if message.header.address_family == family
                             && table_of(&message) == table
-                            && message.header.flags.bits() & u32::from(libc::RTM_F_CLONED) == 0 =>
+                            && message.header.flags.bits() & libc::RTM_F_CLONED == 0 =>
                     {
                         Some(message)
                     }

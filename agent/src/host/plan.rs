@@ -145,6 +145,14 @@ pub struct Plan {
 #[must_use]
 pub fn plan(desired: &HostDesired, observed: &Observed, known_tables: &BTreeSet<u32>) -> Plan {
     let mut plan = Plan::default();
+    if !is_plain_name(&desired.interface) {
+        // In nftables "tun*" would mean every interface of that beginning.
+        plan.refused.push(format!(
+            "interface {:?}: nothing is set up for it; use 1 to 15 letters, digits, dots, dashes or underscores",
+            desired.interface
+        ));
+        return plan;
+    }
     let ipv6 = match sysctl::ipv6_off(&desired.interface, desired.mtu, observed) {
         None => true,
         Some(why) => {
@@ -196,6 +204,11 @@ pub fn plan(desired: &HostDesired, observed: &Observed, known_tables: &BTreeSet<
         remove_addresses(desired, observed, link, ipv6, &mut plan.steps);
     }
     plan
+}
+
+/// `IFNAMSIZ` less its zero, and only what no program reads as more than a name.
+fn is_plain_name(name: &str) -> bool {
+    (1..16).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
 /// Whether the interface is podspan's: by its alias, or since it was before, or a TUN that nobody has named

@@ -110,6 +110,7 @@ pub fn decide(interface: Option<&str>, underlay: &[String], ipv6: bool, observed
         // What does not exist (an interface without IPv6, a kernel without the option) cannot be wanted.
         if let Some(before) = read(&key)
             && before != value
+            && !writes.iter().any(|write: &Write| write.key == key)
         {
             writes.push(Write { before: before.to_owned(), value: value.to_owned(), foreign, effects, key });
         }
@@ -140,6 +141,12 @@ pub fn decide(interface: Option<&str>, underlay: &[String], ipv6: bool, observed
             }
         }
         want(IP6_FORWARD.to_owned(), "1", true, already_forwarding("ipv6", observed));
+    }
+    // What was changed for a reason that can no longer be read off, such as accept_ra once the host forwards.
+    for (key, value) in &observed.remembered {
+        if !key.ends_with("/forwarding") && (ipv6 || !key.starts_with("net/ipv6/")) {
+            want(key.clone(), value, true, Vec::new());
+        }
     }
     if let Some(interface) = interface {
         for (key, value) in own_ipv4(interface) {
@@ -247,6 +254,21 @@ mod tests {
             [("net/ipv6/conf/eth0/accept_ra", "2"), (IP6_FORWARD, "1")]
         );
         assert!(decide(None, &[], false, &off).is_empty(), "without IPv6 nothing of it is touched");
+    }
+
+    #[test]
+    fn what_was_changed_before_is_kept_that_way() {
+        let mut observed = observed(
+            &[(IP_FORWARD, "0"), (IP6_FORWARD, "1"), ("net/ipv6/conf/eth0/accept_ra", "1")],
+            &["eth0"],
+        );
+        observed.remembered =
+            [(IP_FORWARD, "1"), ("net/ipv6/conf/eth0/accept_ra", "2"), ("net/ipv6/conf/gone/accept_ra", "2")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into();
+        let writes = decide(None, &[], true, &observed);
+        assert_eq!(changed(&writes), [(IP_FORWARD, "1"), ("net/ipv6/conf/eth0/accept_ra", "2")]);
+        assert_eq!(changed(&decide(None, &[], false, &observed)), [(IP_FORWARD, "1")]);
     }
 
     #[test]

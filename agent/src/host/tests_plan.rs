@@ -58,6 +58,7 @@ fn standing() -> Observed {
         rules: vec![rule(false), rule(true)],
         nft: NftState::Standing,
         sysctls: sysctls.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        remembered: std::collections::BTreeMap::new(),
         interfaces: vec!["eth0".into(), "podspan0".into()],
     }
 }
@@ -124,7 +125,7 @@ fn each_thing_that_is_missing_or_wrong_is_put_right() {
             &["alias of the interface"],
         ),
         ("link down", |o| o.link.as_mut().unwrap().up = false, &["interface up"]),
-        ("address gone", |o| drop(o.addresses.remove(0)), &["add address 10.1.1.0"]),
+        ("address gone", |o| o.addresses.truncate(1), &["add address fd00:1:1::"]),
         ("address without the number", |o| o.addresses[0].protocol = 0, &["add address 10.1.1.0"]),
         (
             "IPv6 address with another length",
@@ -142,14 +143,14 @@ fn each_thing_that_is_missing_or_wrong_is_put_right() {
             },
             &["leftover address fe80::1/64"],
         ),
-        ("route gone", |o| drop(o.routes.remove(1)), &["add route 10.3.0.0/16 in table 7183"]),
+        ("route gone", |o| _ = o.routes.remove(1), &["add route 10.3.0.0/16 in table 7183"]),
         (
             "route elsewhere",
             |o| o.routes[0].interface = Some(9),
             &["replace route 10.2.0.0/16 in table 7183"],
         ),
         ("route's source lost", |o| o.routes[2].source = None, &["replace route fd00:2::/48 in table 7183"]),
-        ("rule gone", |o| drop(o.rules.remove(1)), &["add IPv6 rule 5183 to table 7183"]),
+        ("rule gone", |o| o.rules.truncate(1), &["add IPv6 rule 5183 to table 7183"]),
         (
             "rule of another mark",
             |o| o.rules[0].fwmark = Some(1),
@@ -294,4 +295,15 @@ fn where_ipv6_is_off_only_ipv4_is_wanted_and_a_note_tells() {
     let plan = plan(&desired(), &observed, &known());
     assert_eq!((plan.steps, plan.refused), (Vec::new(), Vec::new()));
     assert!(plan.notes[0].contains("switched off"));
+}
+
+#[test]
+fn an_interface_name_that_nft_would_misread_is_refused() {
+    for name in ["tun*", "a\"b", "a b", "", "podspan0123456789"] {
+        let mut desired = desired();
+        desired.interface = name.into();
+        let plan = plan(&desired, &standing(), &known());
+        assert_eq!(plan.steps, [], "{name}");
+        assert!(plan.refused[0].contains("letters, digits"), "{:?}", plan.refused);
+    }
 }
