@@ -47,6 +47,8 @@ struct Node {
     core: Core,
     address: SocketAddr,
     sink: Kept,
+    packets: Batch<()>,
+    datagrams: Batch<SocketAddr>,
 }
 
 fn secret(node: u8) -> LaneSecret {
@@ -86,25 +88,24 @@ impl Node {
             Core::new(Config { lane: 0, secret: secret(node), handshake_limit: 1000, seed: u64::from(node) });
         core.set_table(Time::default(), Arc::new(table));
         let sink = Kept { room: vec![0; 70_000], datagrams: Vec::new(), packets: Vec::new() };
-        Self { core, address: address(node), sink }
+        Self { core, address: address(node), sink, packets: Batch::default(), datagrams: Batch::default() }
     }
 
     fn take_packet(&mut self, now: Time, packet: &[u8]) {
-        let mut batch = Batch::default();
-        fill(&mut batch, (), packet);
-        self.core.handle_tun(now, &batch, &mut self.sink);
+        fill(&mut self.packets, (), packet);
+        self.core.handle_tun(now, &self.packets, &mut self.sink);
         self.core.handle_timeout(now, &mut self.sink);
     }
 
     fn take_datagram(&mut self, now: Time, from: SocketAddr, datagram: &[u8]) {
-        let mut batch = Batch::default();
-        fill(&mut batch, from, datagram);
-        self.core.handle_udp(now, &batch, &mut self.sink);
+        fill(&mut self.datagrams, from, datagram);
+        self.core.handle_udp(now, &self.datagrams, &mut self.sink);
         self.core.handle_timeout(now, &mut self.sink);
     }
 }
 
 fn fill<T>(batch: &mut Batch<T>, tag: T, packet: &[u8]) {
+    batch.clear();
     let room = batch.room().expect("an empty batch has room");
     let length = packet.len().min(room.len());
     room[..length].copy_from_slice(&packet[..length]);
