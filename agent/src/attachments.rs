@@ -1,7 +1,7 @@
 //! Pods attached through the CNI plugin: remembered, and kept in step when other clusters come and go.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use podspan_wire::local::{Attachment, AttachmentDetail, PodRoutes};
@@ -64,6 +64,34 @@ impl Attachments {
         self.keep()
     }
 
+    /// Takes in the pods that were added while no agent answered: the CNI plugin left a note of each beside
+    /// the socket. A note goes once its pod is on disk here.
+    pub fn take_pending(&mut self, socket: &Path) -> usize {
+        let kept = match podspan_cni::pending::list(socket) {
+            Ok(kept) => kept,
+            Err(error) => {
+                warn!(%error, "the pods that were added meanwhile cannot be listed");
+                return 0;
+            }
+        };
+        for (path, why) in kept.unreadable {
+            warn!(path = %path.display(), why, "the note of a pod cannot be read; its routes are set when the runtime checks it");
+        }
+        let mut taken = 0;
+        for detail in kept.details {
+            let attachment = detail.attachment.clone();
+            let done =
+                self.attach(detail).and_then(|()| Ok(podspan_cni::pending::forget(socket, &attachment)?));
+            match done {
+                Ok(()) => taken += 1,
+                Err(error) => {
+                    warn!(error = format!("{error:#}"), "a pod that was added meanwhile cannot be taken in")
+                }
+            }
+        }
+        taken
+    }
+
     /// Forgets a pod's interface, whether it was known or not.
     ///
     /// # Errors
@@ -102,7 +130,7 @@ impl Attachments {
 pub fn repair(details: &[AttachmentDetail], routes: &PodRoutes) -> Vec<Attachment> {
     let mut gone = Vec::new();
     for detail in details {
-        let namespace = match File::open(&detail.netns) {
+        let namespace = match podspan_cni::netns::open(Path::new(&detail.netns)) {
             Ok(file) => file,
             Err(error) => {
                 debug!(netns = detail.netns, %error, "a pod is gone");
@@ -110,13 +138,20 @@ pub fn repair(details: &[AttachmentDetail], routes: &PodRoutes) -> Vec<Attachmen
                 continue;
             }
         };
-        let synced =
-            podspan_cni::pod_routes::sync(&namespace, &detail.attachment.interface, routes, &detail.gateways);
-        if let Err(error) = synced {
-            warn!(
-                pod = detail.pod.as_deref().unwrap_or(&detail.attachment.container_id), %error,
-                "the routes inside a pod could not be set; it reaches other clusters by its default route"
-            );
+        let pod = detail.pod.as_deref().unwrap_or(&detail.attachment.container_id);
+        let consequence = "it reaches other clusters by its default route";
+        match podspan_cni::pod_routes::sync(
+            &namespace,
+            &detail.attachment.interface,
+            routes,
+            &detail.gateways,
+        ) {
+            Ok(report) => {
+                for (cidr, error) in report.failed {
+                    warn!(pod, %cidr, error, "a route inside a pod could not be set; {consequence}");
+                }
+            }
+            Err(error) => warn!(pod, %error, "the routes inside a pod could not be set; {consequence}"),
         }
     }
     gone
@@ -182,6 +217,20 @@ mod tests {
         again.detach(&detail("b", "x").attachment).unwrap();
         again.detach(&detail("b", "x").attachment).unwrap();
         assert!(again.contains(&detail("c", "y").attachment) && again.len() == 1);
+    }
+
+    #[test]
+    fn pods_added_while_no_agent_ran_are_taken_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("agent.sock");
+        podspan_cni::pending::keep(&socket, &detail("late", "x")).unwrap();
+        std::fs::write(podspan_cni::pending::directory(&socket).join("bad@eth0.json"), "{").unwrap();
+        let state = Arc::new(StateDir::open(&dir.path().join("state")).unwrap());
+        let mut attachments = Attachments::load(state.clone()).unwrap();
+        assert_eq!(attachments.take_pending(&socket), 1);
+        assert!(attachments.contains(&detail("late", "x").attachment));
+        assert_eq!(attachments.take_pending(&socket), 0, "the note is gone");
+        assert_eq!(Attachments::load(state).unwrap().len(), 1);
     }
 
     #[test]

@@ -128,7 +128,11 @@ impl Controller {
         let own = NodeId { cluster: grant.cluster.clone(), node: facts.node.clone() };
         let known = state.known()?;
         let membership = Membership::new(Trust::new(bundle.cluster_set), own, &grant, known, now());
-        let attachments = Attachments::load(state.clone())?;
+        let mut attachments = Attachments::load(state.clone())?;
+        let late = attachments.take_pending(&config.socket);
+        if late > 0 {
+            info!(pods = late, "took in pods that were added while no agent ran");
+        }
         let learned = state.endpoints()?;
         let (repair, repaired) = attachments::spawn_repair();
         let mut controller = Self {
@@ -391,6 +395,7 @@ impl Controller {
             let up = &self.up;
             let changes = self.membership.forget(now(), |id| up.get(id).copied().unwrap_or(false));
             self.membership_changed(Changes { nodes: changes.nodes, status: true });
+            self.attachments.take_pending(&self.config.socket);
             self.repair_pods();
         }
     }

@@ -186,6 +186,11 @@ pub async fn clean(config: &Config) -> anyhow::Result<()> {
     if state::remove(&config.state_dir)? {
         println!("removed {}", config.state_dir.display());
     }
+    let pending = podspan_cni::pending::directory(&config.socket);
+    if pending.exists() {
+        std::fs::remove_dir_all(&pending).with_context(|| format!("cannot remove {}", pending.display()))?;
+        println!("removed {}", pending.display());
+    }
     // A socket at which somebody answers is an agent's of another state directory.
     if std::os::unix::net::UnixStream::connect(&config.socket).is_err()
         && std::fs::remove_file(&config.socket).is_ok()
