@@ -143,8 +143,10 @@ pub fn decide(interface: Option<&str>, underlay: &[String], ipv6: bool, observed
         want(IP6_FORWARD.to_owned(), "1", true, already_forwarding("ipv6", observed));
     }
     // What was changed for a reason that can no longer be read off, such as accept_ra once the host forwards.
+    // What is podspan's interface now may have been another of its name then: its own values hold.
+    let own = |key: &str| interface.is_some_and(|name| key.split('/').nth(3) == Some(name));
     for (key, value) in &observed.remembered {
-        if !key.ends_with("/forwarding") && (ipv6 || !key.starts_with("net/ipv6/")) {
+        if !own(key) && !key.ends_with("/forwarding") && (ipv6 || !key.starts_with("net/ipv6/")) {
             want(key.clone(), value, true, Vec::new());
         }
     }
@@ -269,6 +271,11 @@ mod tests {
         let writes = decide(None, &[], true, &observed);
         assert_eq!(changed(&writes), [(IP_FORWARD, "1"), ("net/ipv6/conf/eth0/accept_ra", "2")]);
         assert_eq!(changed(&decide(None, &[], false, &observed)), [(IP_FORWARD, "1")]);
+        assert_eq!(
+            changed(&decide(Some("eth0"), &[], true, &observed)),
+            [(IP_FORWARD, "1"), ("net/ipv6/conf/eth0/accept_ra", "0")],
+            "the own interface has values of its own"
+        );
     }
 
     #[test]
