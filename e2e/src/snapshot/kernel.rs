@@ -79,6 +79,10 @@ fn strip(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             fields.retain(|key, _| !VOLATILE.contains(&key.as_str()) && !key.ends_with("_timer"));
+            // A link without carrier is UNKNOWN until its first event, and works no worse for it.
+            if fields.get("operstate").is_some_and(|state| state == "UNKNOWN") {
+                fields.insert("operstate".into(), "UP".into());
+            }
             fields.values_mut().for_each(strip);
         }
         Value::Array(list) => list.iter_mut().for_each(strip),

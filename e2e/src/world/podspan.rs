@@ -212,7 +212,11 @@ impl World {
             for cloud in self.topology.clouds.iter().filter(|cloud| cloud.name != node.cluster) {
                 let seen = status.clusters.iter().find(|seen| seen.cluster.as_str() == cloud.name);
                 let state = seen.map(|seen| seen.state);
-                let all_known = seen.is_some_and(|seen| seen.nodes.len() == cloud.nodes.len());
+                let all_known = seen.is_some_and(|seen| {
+                    let is_known =
+                        |node: &Node| seen.nodes.iter().any(|seen| seen.id.node.as_str() == node.name);
+                    cloud.nodes.iter().all(is_known)
+                });
                 if state != Some(Reachability::Up) || !all_known {
                     let state = state.map_or("unknown", Reachability::label);
                     missing.push(format!(

@@ -166,6 +166,11 @@ fn lies(world: &mut World) -> Result<()> {
     records.push(forger.sign(&forger.record("good-node")?));
     let node = world.node("beta-1")?.clone();
     let before = Snapshot::of(&node.netns(), &[])?;
+    let knows_good_node = |world: &World| -> Result<bool> {
+        let status = world.agent_status(&node)?;
+        let nodes = status.clusters.iter().flat_map(|cluster| &cluster.nodes);
+        Ok(nodes.map(|node| node.id.to_string()).any(|id| id == "alpha/good-node"))
+    };
     let count = |world: &World, kind: RefusalKind| -> Result<u64> {
         Ok(world.agent_status(&node)?.refusals.get(&kind).copied().unwrap_or(0))
     };
@@ -176,15 +181,12 @@ fn lies(world: &mut World) -> Result<()> {
     let mut findings = Findings::default();
     with_lies(world, &Lies { records, lines: Vec::new() }, |world| {
         let end = Instant::now() + Duration::from_secs(20);
-        let arrived = |world: &World| -> Result<bool> {
-            let status = world.agent_status(&node)?;
-            let nodes = status.clusters.iter().flat_map(|cluster| &cluster.nodes);
-            Ok(nodes.map(|node| node.id.to_string()).any(|id| id == "alpha/good-node"))
-        };
-        while !arrived(world)? && Instant::now() < end {
+        while !knows_good_node(world)? && Instant::now() < end {
             signals::sleep(Duration::from_millis(100))?;
         }
-        findings.require(arrived(world)?, || "the good record after the bad ones was not taken in".into());
+        findings.require(knows_good_node(world)?, || {
+            "the good record after the bad ones was not taken in".into()
+        });
         let status = world.agent_status(&node)?;
         for (kind, signed) in &told {
             let (before, after) = (counted.get(kind).copied(), count(world, *kind)?);
@@ -201,8 +203,20 @@ fn lies(world: &mut World) -> Result<()> {
         findings.require(changes.is_empty(), || format!("lies changed the kernel: {}", changes.join("; ")));
         check_traffic(world, &mut findings)
     })?;
+    // The node that alpha never had is withdrawn in alpha's name, and gone.
+    let mut gone = forger.record("good-node")?;
+    gone.state = RecordState::Withdrawn;
+    gone.version.sequence += 1;
+    with_lies(world, &Lies { records: vec![forger.sign(&gone)], lines: Vec::new() }, |world| {
+        let end = Instant::now() + Duration::from_secs(20);
+        while knows_good_node(world)? && Instant::now() < end {
+            signals::sleep(Duration::from_millis(100))?;
+        }
+        findings.require(!knows_good_node(world)?, || "the withdrawn node is still there".into());
+        Ok(())
+    })?;
     world.wait_until_connected()?;
-    findings.conclude(1 + 12 + 1 + 6)
+    findings.conclude(1 + 12 + 1 + 6 + 1)
 }
 
 fn babble(world: &mut World) -> Result<()> {

@@ -106,7 +106,7 @@ fn path_mtu(world: &mut World) -> Result<()> {
 fn mss(world: &mut World) -> Result<()> {
     let table = Script::Nft(
         "table inet no-icmp { chain c { type filter hook prerouting priority raw;\n\
-         icmp type destination-unreachable drop\nicmpv6 type packet-too-big drop\n} }\n"
+         icmp type destination-unreachable drop\nicmpv6 type packet-too-big drop\n}\n}\n"
             .into(),
     );
     let nodes = ["alpha-1", "alpha-2", "alpha-3", "beta-1", "beta-2"];

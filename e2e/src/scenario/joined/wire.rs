@@ -4,13 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use podspan_wire::DEFAULT_PORT;
 use podspan_wire::status::Status;
+use podspan_wire::{DEFAULT_PORT, INTERFACE};
 
 use super::{Scenario, Setting};
 use crate::capture::{Capture, Expected, Needle};
 use crate::command::Cmd;
 use crate::probe::{self, Job, Task};
+use crate::rules::{self, Script};
 use crate::scenario::Findings;
 use crate::topology::{BROKER_PORT, Family, POD_PORT};
 use crate::world::{self, LANES, World};
@@ -117,8 +118,8 @@ fn source(world: &mut World) -> Result<()> {
     const CAUSE: &str = "source_mismatch";
     const COUNT: u64 = 5;
     let mut findings = Findings::default();
-    // beta's nodes have no rp_filter: what their pod makes up does leave.
-    let liar = world.topology.find("beta/pod1").context("pod")?;
+    let pod = world.topology.find("beta/pod1").context("pod")?;
+    let liar = world.node("beta-1")?.netns();
     let received = |world: &World| -> Result<u64> {
         let mut sum = 0;
         for node in ["alpha-1", "alpha-2"] {
@@ -129,27 +130,25 @@ fn source(world: &mut World) -> Result<()> {
     for family in Family::BOTH {
         let (stolen, to) =
             (world.pod_address("gamma/pod1", family)?, world.pod_address("alpha/pod1", family)?);
-        let length = if family == Family::V4 { 32 } else { 128 };
-        let address = |word: &str| {
-            let text = format!("{stolen}/{length}");
-            let mut args = vec!["address", word, &text, "dev", "eth0"];
-            if family == Family::V6 && word == "add" {
-                args.push("nodad");
-            }
-            Cmd::new("ip").args(args).within(&liar).run_ok()
-        };
+        let ip = if family == Family::V4 { "ip" } else { "ip6" };
+        // A node that was taken over: before podspan's own rules it gives its packets another's address.
+        let forge = Script::Nft(format!(
+            "table inet liar {{ chain forge {{ type nat hook postrouting priority -150;\n\
+             oifname {INTERFACE} {ip} daddr {to} snat {ip} to {stolen}\n}}\n}}\n"
+        ));
         let before = received(world)?;
-        address("add")?;
+        rules::apply(&[forge], &liar, &crate::state::path("xtables.lock"))?;
         let ping = Cmd::new("ping")
-            .args([family.flag(), "-n", "-c", &COUNT.to_string(), "-i", "0.05", "-W", "1", "-I"])
-            .args([stolen.to_string(), to.to_string()])
-            .within(&liar)
+            .args([family.flag(), "-n", "-c", &COUNT.to_string(), "-i", "0.05", "-W", "1", &to.to_string()])
+            .within(&pod)
             .run()?;
-        address("del")?;
+        Cmd::new("nft").args(["delete", "table", "inet", "liar"]).within(&liar).run_ok()?;
         findings.require(!ping.status.success(), || format!("{family}: a stolen address was answered"));
         let after = received(world)?;
         findings.require(after >= before + COUNT, || {
-            format!("{family}: {CAUSE} at alpha's gateways should have grown by {COUNT}, it went from {before} to {after}")
+            format!(
+                "{family}: {CAUSE} at alpha's gateways should have grown by {COUNT}, it went from {before} to {after}"
+            )
         });
     }
     // The liar's own address goes on working.
