@@ -25,6 +25,7 @@ pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
             "the router's links carry WireGuard and the broker's TLS and nothing else",
             capture,
         ),
+        scenario("ports", "no rule of the clusters' own translates the tunnels' packets", ports),
         scenario("source", "an inner source that belongs to someone else is dropped and counted", source),
     ]
 }
@@ -99,6 +100,33 @@ fn capture(world: &mut World) -> Result<()> {
     findings.require(report.count("broker") > 10, || format!("packets by kind: {:?}", report.kinds));
     findings.expect("leaks", leaks, world::leaks(&world.topology)?);
     findings.conclude(12 + 4)
+}
+
+/// A node that is not behind a NAT must be seen by gateways at its own address and its lanes' own ports: if a
+/// cluster's masquerade gets hold of the tunnels' packets, ports are drawn at random and change with every
+/// lost connection-tracking entry.
+fn ports(world: &mut World) -> Result<()> {
+    let mut findings = Findings::default();
+    for gateway in world.topology.nodes().filter(|node| node.gateway) {
+        let status = world.agent_status(gateway)?;
+        for seen in status.clusters.iter().flat_map(|cluster| &cluster.nodes) {
+            let node = world.node(seen.id.node.as_str())?;
+            for lane in seen.lanes.iter().filter(|_| !node.behind_nat) {
+                let place = format!("{} as {} sees it, lane {}", node.name, gateway.name, lane.remote);
+                let Some(endpoint) = lane.endpoint else {
+                    findings.require(false, || format!("{place}: no endpoint"));
+                    continue;
+                };
+                let own = node.endpoints.contains(&endpoint.ip().to_canonical());
+                let port = DEFAULT_PORT + u16::try_from(lane.remote)?;
+                findings.require(own && endpoint.port() == port, || {
+                    format!("{place}: expected port {port} at one of {:?}, saw {endpoint}", node.endpoints)
+                });
+            }
+        }
+    }
+    // alpha-1 and alpha-2 see 3 such nodes, beta-1 sees 4, gamma-1 sees 5.
+    findings.conclude((3 + 3 + 4 + 5) * usize::from(LANES))
 }
 
 fn restart_agent(world: &mut World, node: &str) -> Result<()> {
