@@ -25,7 +25,7 @@ use crate::snapshot::Snapshot;
 use crate::state::{self, Daemon, Lock, Record, Stage};
 use crate::topology::{Cloud, Family, Node, POD_PORT, Pod, Service, Topology, Wiring};
 
-pub(crate) use pods::{Chain, attachment, node_directory};
+pub(crate) use pods::{Chain, PodspanPlugin, attachment, node_directory};
 pub(crate) use podspan::{BROKER, LANES, agent_config, agent_name, bundle};
 pub(crate) use teardown::{Leftovers, tear_down};
 

@@ -133,7 +133,11 @@ fn cidr(text: &str) -> Result<Cidr> {
 }
 
 /// Puts a lying broker in the place of the real one for as long as `look` takes.
-fn with_lies(world: &mut World, lies: &Lies, look: impl FnOnce(&mut World) -> Result<()>) -> Result<()> {
+pub(super) fn with_lies(
+    world: &mut World,
+    lies: &Lies,
+    look: impl FnOnce(&mut World) -> Result<()>,
+) -> Result<()> {
     world.stop_broker()?;
     let looked = world.start_lying_broker(lies).and_then(|liar| {
         let looked = look(world);

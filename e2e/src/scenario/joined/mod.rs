@@ -1,5 +1,6 @@
 //! The world with podspan.
 
+mod bad_input;
 mod heal;
 mod leave;
 mod lies;
@@ -23,5 +24,6 @@ pub(super) fn rest(setting: Setting) -> Vec<Scenario> {
     all.extend(heal::scenarios(setting));
     all.extend(restart::scenarios(setting));
     all.extend(leave::scenarios(setting));
+    all.extend(bad_input::scenarios(setting));
     all
 }

@@ -88,7 +88,10 @@ fn check_stream(outcome: Outcome, findings: &mut Findings) {
     let stream = outcome.stream.unwrap_or_default();
     let whole = stream.received * 100 >= stream.sent * 99;
     findings.require(stream.longest_gap_ms <= LONGEST_GAP && whole && stream.sent > 10, || {
-        format!("{}: no gap over {LONGEST_GAP} ms and 99 % of the echoes expected, saw {stream:?}", outcome.id)
+        format!(
+            "{}: no gap over {LONGEST_GAP} ms and 99 % of the echoes expected, saw {stream:?}",
+            outcome.id
+        )
     });
 }
 

@@ -47,7 +47,11 @@ pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
             "a cluster that overlaps others, this one or the underlay is refused and named",
             claims::overlap,
         ),
-        scenario("bad-cluster-name", "two clusters of one name: the earlier stays, it is named", claims::names),
+        scenario(
+            "bad-cluster-name",
+            "two clusters of one name: the earlier stays, it is named",
+            claims::names,
+        ),
         scenario(
             "bad-node-name",
             "two nodes of one name: both say so, all others' traffic goes on",
@@ -60,13 +64,21 @@ pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
         ),
         scenario("bad-clock", "clocks an hour off, and one that went back an hour", clock::off),
         scenario("bad-udp", "random bytes at every UDP port: counted, nothing lost", ports::noise),
-        scenario("bad-socket", "garbage and idle clients at the unix socket: CNI and status go on", socket::noise),
+        scenario(
+            "bad-socket",
+            "garbage and idle clients at the unix socket: CNI and status go on",
+            socket::noise,
+        ),
         scenario(
             "bad-http",
             "garbage, slow and huge requests at the health port and the broker: both go on",
             doors::noise,
         ),
-        scenario("bad-stdin", "anything at the CNI plugin's standard input: an error of the spec", plugin::stdin),
+        scenario(
+            "bad-stdin",
+            "anything at the CNI plugin's standard input: an error of the spec",
+            plugin::stdin,
+        ),
     ]
 }
 

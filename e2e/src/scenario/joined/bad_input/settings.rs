@@ -114,7 +114,9 @@ fn with_line(whole: &str, key: &str, line: &str) -> (String, usize) {
 fn refused(cmd: &Cmd, what: &str, findings: &mut Findings) -> Result<String> {
     let Finished { status, stdout, stderr } = cmd.run()?;
     let said = String::from_utf8_lossy(&stderr).into_owned() + &String::from_utf8_lossy(&stdout);
-    findings.require(status.code() == Some(1), || format!("{what}: exit status 1 expected, saw {status}: {said}"));
+    findings.require(status.code() == Some(1), || {
+        format!("{what}: exit status 1 expected, saw {status}: {said}")
+    });
     Ok(said)
 }
 
@@ -125,7 +127,8 @@ fn one_fault(said: &str, file: &Path, number: usize, key: &str, line: &str, find
     let named = lines.iter().filter(|said| said.trim_start().starts_with("line "));
     let exact = format!("line {number}: {key}: ");
     let good = headed && named.count() == 1 && lines.iter().any(|said| said.trim().starts_with(&exact));
-    findings.require(good, || format!("{line}: one line `{exact}...` below {} expected: {said}", file.display()));
+    findings
+        .require(good, || format!("{line}: one line `{exact}...` below {} expected: {said}", file.display()));
 }
 
 /// Tries every wrong line of a settings file with a program that reads it.
@@ -190,7 +193,8 @@ pub(super) fn files(world: &mut World) -> Result<()> {
 
     let broker = directory.join("broker.toml");
     let whole = std::fs::read_to_string(set_directory().join("broker/broker.toml")).context("broker.toml")?;
-    let whole: String = whole.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).map(|l| format!("{l}\n")).collect();
+    let whole: String =
+        whole.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).map(|l| format!("{l}\n")).collect();
     let check = run(&programs.broker, &["--check", "--config"], &broker);
     each_field(&format!("{whole}[limits]\n"), &BROKER_WRONG, &broker, &check, &mut findings)?;
 
@@ -248,7 +252,12 @@ fn bundles(directory: &Path, cli: &Path, start: &Cmd, findings: &mut Findings) -
         ("another cluster set's grant", with("grant", other["grant"].clone()), 0o600, "cluster set"),
         ("another cluster set's name", with("clusterSet", other["clusterSet"].clone()), 0o600, "cluster set"),
         ("no broker", with("brokers", serde_json::json!([])), 0o600, "broker"),
-        ("a broker that is none", with("brokers", serde_json::json!(["http://b"])), 0o600, "https://HOST:PORT"),
+        (
+            "a broker that is none",
+            with("brokers", serde_json::json!(["http://b"])),
+            0o600,
+            "https://HOST:PORT",
+        ),
         ("no authority", with("brokerCa", "none".into()), 0o600, "authority"),
         ("the key as a number", with("clusterKey", 7.into()), 0o600, "not a bundle"),
         ("an unknown field", with("more", 7.into()), 0o600, "not a bundle"),

@@ -71,5 +71,7 @@ impl Stray {
 
 /// Settings with everything in the directory of the file.
 pub(super) fn settings(bundle: &Path) -> String {
-    format!("bundle = {bundle:?}\nstate-dir = \"state\"\nsocket = \"agent.sock\"\nsource.file = \"node.toml\"\n")
+    format!(
+        "bundle = {bundle:?}\nstate-dir = \"state\"\nsocket = \"agent.sock\"\nsource.file = \"node.toml\"\n"
+    )
 }

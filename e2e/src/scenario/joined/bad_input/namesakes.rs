@@ -1,0 +1,46 @@
+//! Two nodes of one cluster under one name: a settings file that was copied and not changed.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::calm::{Calm, WAYS, traffic};
+use super::stray::Stray;
+use super::wait_for;
+use crate::scenario::Findings;
+use crate::world::{self, World};
+
+/// Everything but the node whose name is used twice.
+const OTHERS: [(&str, &str); 3] =
+    [("alpha/pod3", "beta/pod3"), ("gamma/pod3", "alpha/pod1"), ("beta/pod1", "gamma/pod1")];
+
+/// Both renew their lease every ten seconds or so, and see then that they are not alone.
+const NOTICED: Duration = Duration::from_secs(35);
+
+pub(super) fn nodes(world: &mut World) -> Result<()> {
+    const PROBLEM: &str = "another node uses the same name";
+    let mut findings = Findings::default();
+    let node = world.node("alpha-3")?.clone();
+    let calm = Calm::watch(world, &OTHERS, Duration::from_secs(45))?;
+    let stray = Stray::start(world, &world::bundle("alpha"), "alpha-3", "10.1.77.0/24")?;
+    let says = |problems: &[String]| problems.iter().any(|problem| problem.contains(PROBLEM));
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    // Both at one time: whoever looks at either sees it, not only in the moment of the clash.
+    let said = wait_for(NOTICED, || {
+        first = world.agent_status(&node)?.problems;
+        second = stray.status().map(|status| status.problems).unwrap_or_default();
+        Ok(says(&first) && says(&second))
+    })?;
+    findings.require(said, || format!("alpha-3 says {first:?}, the second alpha-3 {second:?}"));
+    // The one that does not belong is taken away: the other comes back to its own.
+    stray.end(world, true)?;
+    let netns_back = wait_for(Duration::from_secs(20), || {
+        let mut back = Findings::default();
+        traffic(world, &WAYS[..1], &mut back)?;
+        Ok(back.conclude(2).is_ok())
+    })?;
+    findings.require(netns_back, || "alpha-3 has no traffic 20 s after its namesake is gone".into());
+    calm.check(world, &[super::stray::STRAY], &mut findings)?;
+    world.wait_until_joined()?;
+    findings.conclude(24 + 2)
+}
