@@ -1,6 +1,7 @@
 //! Pods attached through the CNI plugin: remembered, and kept in step when other clusters come and go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ const MAX_ATTACHMENTS: usize = 4096;
 pub struct Attachments {
     state: Arc<StateDir>,
     known: BTreeMap<Attachment, AttachmentDetail>,
+    /// Why what is known is not on disk, if it is not.
+    problem: Option<String>,
 }
 
 impl Attachments {
@@ -27,7 +30,7 @@ impl Attachments {
     pub fn load(state: Arc<StateDir>) -> anyhow::Result<Self> {
         let known =
             state.attachments()?.into_iter().map(|detail| (detail.attachment.clone(), detail)).collect();
-        Ok(Self { state, known })
+        Ok(Self { state, known, problem: None })
     }
 
     /// How many there are.
@@ -48,20 +51,20 @@ impl Attachments {
         self.known.contains_key(attachment)
     }
 
-    /// Remembers a pod's interface; an earlier one of the same name is replaced.
+    /// Remembers a pod's interface; an earlier one of the same name is replaced. A disk that takes nothing
+    /// is no reason to refuse a pod: see [`Self::problem`].
     ///
     /// # Errors
-    /// If there are too many, or it cannot be kept.
+    /// If there are too many.
     pub fn attach(&mut self, detail: AttachmentDetail) -> anyhow::Result<()> {
         if self.known.len() >= MAX_ATTACHMENTS && !self.known.contains_key(&detail.attachment) {
             anyhow::bail!("{MAX_ATTACHMENTS} pods are attached already: is the runtime's GC running?");
         }
-        if self.known.get(&detail.attachment) == Some(&detail) {
-            return Ok(());
+        if self.known.get(&detail.attachment) != Some(&detail) {
+            self.known.insert(detail.attachment.clone(), detail);
+            self.keep();
         }
-        let key = detail.attachment.clone();
-        self.known.insert(key, detail);
-        self.keep()
+        Ok(())
     }
 
     /// Takes in the pods that were added while no agent answered: the CNI plugin left a note of each beside
@@ -80,8 +83,10 @@ impl Attachments {
         let mut taken = 0;
         for detail in kept.details {
             let attachment = detail.attachment.clone();
-            let done =
-                self.attach(detail).and_then(|()| Ok(podspan_cni::pending::forget(socket, &attachment)?));
+            let done = self.attach(detail).and_then(|()| match self.problem() {
+                Some(_) => Ok(()),
+                None => Ok(podspan_cni::pending::forget(socket, &attachment)?),
+            });
             match done {
                 Ok(()) => taken += 1,
                 Err(error) => {
@@ -93,28 +98,59 @@ impl Attachments {
     }
 
     /// Forgets a pod's interface, whether it was known or not.
-    ///
-    /// # Errors
-    /// If that cannot be kept.
-    pub fn detach(&mut self, attachment: &Attachment) -> anyhow::Result<()> {
-        match self.known.remove(attachment) {
-            Some(_) => self.keep(),
-            None => Ok(()),
+    pub fn detach(&mut self, attachment: &Attachment) {
+        if self.known.remove(attachment).is_some() {
+            self.keep();
         }
     }
 
-    /// Forgets the network's attachments that are not in `valid` (CNI spec section 4, GC).
-    ///
-    /// # Errors
-    /// If that cannot be kept.
-    pub fn collect(&mut self, network: &str, valid: &[Attachment]) -> anyhow::Result<()> {
+    /// Forgets pods that were found to be gone, unless they were attached anew since.
+    pub fn forget(&mut self, gone: &[AttachmentDetail]) {
         let before = self.known.len();
-        self.known.retain(|attachment, detail| detail.network != network || valid.contains(attachment));
-        if self.known.len() == before { Ok(()) } else { self.keep() }
+        for detail in gone {
+            if self.known.get(&detail.attachment) == Some(detail) {
+                self.known.remove(&detail.attachment);
+            }
+        }
+        if self.known.len() != before {
+            self.keep();
+        }
     }
 
-    fn keep(&self) -> anyhow::Result<()> {
-        self.state.keep_attachments(&self.known.values().collect::<Vec<_>>())
+    /// Of the network's attachments only `valid` are left (CNI GC).
+    pub fn collect(&mut self, network: &str, valid: &[Attachment]) {
+        let valid: BTreeSet<&Attachment> = valid.iter().collect();
+        let before = self.known.len();
+        self.known.retain(|attachment, detail| detail.network != network || valid.contains(attachment));
+        if self.known.len() != before {
+            self.keep();
+        }
+    }
+
+    fn keep(&mut self) {
+        let kept = self.state.keep_attachments(&self.known.values().collect::<Vec<_>>());
+        let problem = kept.err().map(|error| {
+            format!("the attached pods cannot be kept on disk, a restart would forget the latest: {error:#}")
+        });
+        if let Some(problem) = &problem
+            && self.problem.as_ref() != Some(problem)
+        {
+            warn!("{problem}");
+        }
+        self.problem = problem;
+    }
+
+    /// Tries again to keep what could not be kept.
+    pub fn keep_again(&mut self) {
+        if self.problem.is_some() {
+            self.keep();
+        }
+    }
+
+    /// Why what is known is not on disk, if it is not.
+    #[must_use]
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
     }
 
     /// All attachments, for [`repair`].
@@ -125,20 +161,24 @@ impl Attachments {
 }
 
 /// Brings the routes inside every pod in step. Blocking: enters namespaces. Returns the attachments whose
-/// namespace is gone.
+/// namespace is gone; one that only cannot be opened now is kept.
 #[must_use]
-pub fn repair(details: &[AttachmentDetail], routes: &PodRoutes) -> Vec<Attachment> {
+pub fn repair(details: &[AttachmentDetail], routes: &PodRoutes) -> Vec<AttachmentDetail> {
     let mut gone = Vec::new();
     for detail in details {
+        let pod = detail.pod.as_deref().unwrap_or(&detail.attachment.container_id);
         let namespace = match podspan_cni::netns::open(Path::new(&detail.netns)) {
-            Ok(file) => file,
+            Ok(namespace) => namespace,
+            Err(error) if is_gone(&error) => {
+                debug!(pod, netns = detail.netns, %error, "a pod is gone");
+                gone.push(detail.clone());
+                continue;
+            }
             Err(error) => {
-                debug!(netns = detail.netns, %error, "a pod is gone");
-                gone.push(detail.attachment.clone());
+                warn!(pod, netns = detail.netns, %error, "a pod's namespace cannot be opened; trying again");
                 continue;
             }
         };
-        let pod = detail.pod.as_deref().unwrap_or(&detail.attachment.container_id);
         let consequence = "it reaches other clusters by its default route";
         match podspan_cni::pod_routes::sync(
             &namespace,
@@ -157,6 +197,13 @@ pub fn repair(details: &[AttachmentDetail], routes: &PodRoutes) -> Vec<Attachmen
     gone
 }
 
+/// Whether the namespace is gone for good: no file any more, the plain file that a runtime leaves behind
+/// when it has unmounted the namespace, or no process any more (`/proc/PID/ns/net`).
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput)
+        || error.raw_os_error() == Some(libc::ESRCH)
+}
+
 /// A look at the routes inside all pods.
 #[derive(Clone, Debug, Default)]
 pub struct Repair {
@@ -169,7 +216,7 @@ pub struct Repair {
 /// Carries out the latest [`Repair`], one at a time, off the async threads. The receiver yields
 /// attachments whose pods are gone.
 #[must_use]
-pub fn spawn_repair() -> (watch::Sender<Repair>, mpsc::Receiver<Vec<Attachment>>) {
+pub fn spawn_repair() -> (watch::Sender<Repair>, mpsc::Receiver<Vec<AttachmentDetail>>) {
     let (sender, mut wanted) = watch::channel(Repair::default());
     let (found, gone) = mpsc::channel(1);
     tokio::spawn(async move {
@@ -211,11 +258,11 @@ mod tests {
         }
         let mut again = Attachments::load(state).unwrap();
         assert_eq!(again.len(), 3);
-        again.collect("x", &[detail("b", "x").attachment]).unwrap();
+        again.collect("x", &[detail("b", "x").attachment]);
         let left: Vec<String> = again.details().into_iter().map(|d| d.attachment.container_id).collect();
         assert_eq!(left, ["b", "c"]);
-        again.detach(&detail("b", "x").attachment).unwrap();
-        again.detach(&detail("b", "x").attachment).unwrap();
+        again.detach(&detail("b", "x").attachment);
+        again.detach(&detail("b", "x").attachment);
         assert!(again.contains(&detail("c", "y").attachment) && again.len() == 1);
     }
 
@@ -231,6 +278,52 @@ mod tests {
         assert!(attachments.contains(&detail("late", "x").attachment));
         assert_eq!(attachments.take_pending(&socket), 0, "the note is gone");
         assert_eq!(Attachments::load(state).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_pod_attached_anew_is_not_forgotten_for_its_former_namespace() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut attachments = Attachments::load(Arc::new(StateDir::open(dir.path()).unwrap())).unwrap();
+        attachments.attach(detail("a", "x")).unwrap();
+        let gone = repair(&attachments.details(), &PodRoutes::default());
+        let anew = AttachmentDetail { netns: "/elsewhere".into(), ..detail("a", "x") };
+        attachments.attach(anew.clone()).unwrap();
+        attachments.forget(&gone);
+        assert_eq!(attachments.details(), [anew.clone()]);
+        attachments.forget(&[anew]);
+        assert!(attachments.is_empty());
+    }
+
+    #[test]
+    fn a_full_disk_refuses_no_pod_and_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = Arc::new(StateDir::open(dir.path()).unwrap());
+        let mut attachments = Attachments::load(state.clone()).unwrap();
+        let taken = dir.path().join(".attachments.json.tmp");
+        std::fs::create_dir(&taken).unwrap();
+        attachments.attach(detail("a", "x")).unwrap();
+        assert!(attachments.problem().unwrap().contains("attachments.json"), "{:?}", attachments.problem());
+        std::fs::remove_dir(&taken).unwrap();
+        attachments.keep_again();
+        assert_eq!(attachments.problem(), None);
+        assert_eq!(state.attachments().unwrap().len(), 1, "what was missed is made up for");
+    }
+
+    #[test]
+    fn only_what_is_gone_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        // What a runtime leaves behind when it has unmounted a namespace.
+        let plain = dir.path().join("unmounted");
+        std::fs::write(&plain, "").unwrap();
+        // A path that cannot be followed says nothing of the pod.
+        let endless = dir.path().join("loop");
+        std::os::unix::fs::symlink(&endless, &endless).unwrap();
+        let at = |name: &str, path: &Path| AttachmentDetail {
+            netns: path.display().to_string(),
+            ..detail(name, "x")
+        };
+        let gone = repair(&[at("plain", &plain), at("loop", &endless)], &PodRoutes::default());
+        assert_eq!(gone, [at("plain", &plain)]);
     }
 
     #[test]

@@ -11,9 +11,9 @@ use std::time::{Duration, SystemTime};
 use futures_util::FutureExt as _;
 use podspan_broker::client::{Event, Watch};
 use podspan_dataplane::Dataplane;
-use podspan_wire::local::{Answer, Attachment, PodRoutes, Request};
+use podspan_wire::local::{Answer, AttachmentDetail, PodRoutes, Request};
 use podspan_wire::status::BrokerStatus;
-use podspan_wire::{Bundle, Lane, NodeId, Trust, UnixTime, VerifiedGrant, Version};
+use podspan_wire::{Bundle, Lane, NodeId, Trust, UnixTime, VerifiedGrant};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
@@ -22,13 +22,14 @@ use crate::attachments::{self, Attachments};
 use crate::config::Config;
 use crate::control_socket::Query;
 use crate::desired::{self, DesiredState, Inputs};
+use crate::disk::{Disk, Job, What};
 use crate::facts::LocalFacts;
 use crate::host::{self, Host, HostEvent};
 use crate::membership::{Changes, Membership};
 use crate::overview::{self, Parts};
-use crate::publish::{Announcement, Published};
+use crate::publish::{Announcement, Published, Seen};
 use crate::source::Found;
-use crate::state::{Endpoints, StateDir};
+use crate::state::{Endpoints, Known, StateDir};
 use crate::underlay::Underlay;
 
 /// How often counters and clocks are looked at.
@@ -38,8 +39,15 @@ const ENDPOINTS_EVERY: Duration = Duration::from_secs(5);
 /// How often old records are forgotten and the keys' last use is noted.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(60);
 
+/// How often what could not be written is tried again.
+const REWRITE_EVERY: Duration = Duration::from_secs(10);
+
 /// How many events of the broker are taken in before the others get their turn.
-const MAX_TOGETHER: usize = 1024;
+const MAX_TOGETHER: usize = 256;
+
+/// How many records may be refused in one [`TICK`] before the broker is no longer read from until the next:
+/// whoever sends what nobody signed must not get all of a processor for it.
+const REFUSALS_PER_TICK: u64 = 500;
 
 /// What the controller starts with.
 pub struct Setup {
@@ -53,12 +61,38 @@ pub struct Setup {
     pub facts: LocalFacts,
     /// The state directory.
     pub state: Arc<StateDir>,
+    /// What the state directory held.
+    pub kept: Kept,
     /// This node's lanes as they are announced.
     pub lanes: Vec<Lane>,
     /// The packet path.
     pub dataplane: Dataplane,
     /// The hand on the kernel.
     pub host: Host,
+}
+
+/// What the state directory held at the start.
+pub struct Kept {
+    /// The other clusters.
+    pub known: Known,
+    /// Where peers were heard.
+    pub endpoints: Endpoints,
+    /// The pods.
+    pub attachments: Attachments,
+}
+
+impl Kept {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// If a file cannot be read; one that is damaged is set aside.
+    pub fn load(state: &Arc<StateDir>) -> anyhow::Result<Self> {
+        Ok(Self {
+            known: state.known()?,
+            endpoints: state.endpoints()?,
+            attachments: Attachments::load(state.clone())?,
+        })
+    }
 }
 
 /// The ends of the channels that lead here.
@@ -73,14 +107,16 @@ pub struct Inbox {
     pub queries: mpsc::Receiver<Query>,
     /// How publishing goes.
     pub published: watch::Receiver<Published>,
+    /// What is wrong with the bundle file, if anything.
+    pub bundle: watch::Receiver<Option<String>>,
 }
 
 /// The ends of the channels that lead away from here.
 pub struct Outbox {
     /// What is to be announced.
     pub announcement: watch::Sender<Option<Announcement>>,
-    /// The highest version of this node that was seen.
-    pub seen: watch::Sender<Option<Version>>,
+    /// What was seen of this very node at the broker.
+    pub seen: watch::Sender<Seen>,
 }
 
 /// See the module.
@@ -88,7 +124,7 @@ pub struct Controller {
     config: Config,
     grant: VerifiedGrant,
     facts: LocalFacts,
-    state: Arc<StateDir>,
+    disk: Disk,
     lanes: Vec<Lane>,
     dataplane: Dataplane,
     host: Host,
@@ -108,9 +144,19 @@ pub struct Controller {
     endpoints_written: Instant,
     housekept: Instant,
     up: BTreeMap<NodeId, bool>,
-    repaired: mpsc::Receiver<Vec<Attachment>>,
+    repaired: mpsc::Receiver<Vec<AttachmentDetail>>,
     repair: watch::Sender<attachments::Repair>,
+    /// What was learned since the last write, and since the last time it was applied.
+    unsaved: bool,
+    unapplied: bool,
+    rewritten: Instant,
+    /// How many more records may be refused until the next tick.
+    refusals_left: u64,
     facts_problem: Option<String>,
+    underlay_problem: Option<String>,
+    bundle_problem: Option<String>,
+    /// Parts of the agent that ended though they should not have.
+    ended: Vec<&'static str>,
     table_problems: Vec<String>,
 }
 
@@ -120,97 +166,125 @@ fn now() -> UnixTime {
 
 impl Controller {
     /// Takes up what was known, and brings everything to the state it should have by that.
-    ///
-    /// # Errors
-    /// If the state directory cannot be read, or the data plane not be opened.
-    pub async fn start(setup: Setup, outbox: Outbox) -> anyhow::Result<Self> {
-        let Setup { config, bundle, grant, facts, state, lanes, dataplane, host } = setup;
+    pub async fn start(setup: Setup, outbox: Outbox) -> Self {
+        let Setup { config, bundle, grant, facts, state, kept, lanes, dataplane, host } = setup;
+        let Kept { known, endpoints, mut attachments } = kept;
         let own = NodeId { cluster: grant.cluster.clone(), node: facts.node.clone() };
-        let known = state.known()?;
         let membership = Membership::new(Trust::new(bundle.cluster_set), own, &grant, known, now());
-        let mut attachments = Attachments::load(state.clone())?;
         let late = attachments.take_pending(&config.socket);
         if late > 0 {
             info!(pods = late, "took in pods that were added while no agent ran");
         }
-        let learned = state.endpoints()?;
         let (repair, repaired) = attachments::spawn_repair();
         let mut controller = Self {
             broker: BrokerStatus { addresses: bundle.brokers.clone(), ..BrokerStatus::default() },
             underlay: Underlay::default(),
             desired: None,
-            endpoints: learned.clone(),
+            learned: endpoints.clone(),
+            endpoints,
             endpoints_written: Instant::now(),
             housekept: Instant::now(),
             up: BTreeMap::new(),
+            unsaved: false,
+            unapplied: false,
+            rewritten: Instant::now(),
+            refusals_left: REFUSALS_PER_TICK,
             facts_problem: None,
+            underlay_problem: None,
+            bundle_problem: None,
+            ended: Vec::new(),
             table_problems: Vec::new(),
             published: Published::default(),
             started: now(),
+            disk: Disk::start(state),
             dataplane,
             config,
             grant,
             facts,
-            state,
             lanes,
             host,
             membership,
             attachments,
             outbox,
-            learned,
             repaired,
             repair,
         };
         controller.look_at_underlay().await;
-        controller.outbox.seen.send_replace(controller.membership.own_high_water());
+        controller.tell_seen();
         controller.announce();
         controller.apply();
-        Ok(controller)
+        controller
     }
 
     /// Runs until `stop` is done, then gives back the data plane and the hand on the kernel.
-    ///
-    /// # Errors
-    /// If something happened that only a restart can mend.
-    pub async fn run(
-        mut self,
-        mut inbox: Inbox,
-        stop: impl Future<Output = ()>,
-    ) -> anyhow::Result<(Dataplane, Host)> {
+    pub async fn run(mut self, mut inbox: Inbox, stop: impl Future<Output = ()>) -> (Dataplane, Host) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut broker, mut facts, mut published) = (true, true, true);
         tokio::pin!(stop);
         loop {
+            // What is being written must be on disk before it is used: no more is taken in until then.
+            let hear = broker && self.refusals_left > 0 && !self.disk.busy(What::Known);
             tokio::select! {
                 () = &mut stop => break,
                 Some(query) = inbox.queries.recv() => {
                     let answer = self.answer(query.request);
                     let _ = query.answer.send(answer);
                 }
-                Some(event) = inbox.broker.next() => {
-                    let mut changes = self.heard(event);
-                    // What came together is kept and applied together.
-                    for _ in 0..MAX_TOGETHER {
-                        let Some(Some(event)) = inbox.broker.next().now_or_never() else { break };
-                        changes |= self.heard(event);
+                event = inbox.broker.next(), if hear => match event {
+                    Some(event) => self.hear(event, &mut inbox.broker),
+                    None => {
+                        broker = false;
+                        self.broker.connected = None;
+                        self.has_ended("the watch of the brokers");
                     }
-                    self.membership_changed(changes);
+                },
+                found = inbox.facts.recv(), if facts => match found {
+                    Some(found) => self.found(found).await,
+                    None => {
+                        facts = false;
+                        self.has_ended("the source of the facts about this node");
+                    }
+                },
+                changed = inbox.published.changed(), if published => match changed {
+                    Ok(()) => self.published = inbox.published.borrow_and_update().clone(),
+                    Err(_) => {
+                        published = false;
+                        self.has_ended("publishing of this node's record");
+                    }
+                },
+                Ok(()) = inbox.bundle.changed() => {
+                    self.bundle_problem = inbox.bundle.borrow_and_update().clone();
                 }
-                Some(found) = inbox.facts.recv() => self.found(found).await,
                 Some(event) = inbox.host.recv() => self.kernel(event).await,
-                Some(gone) = self.repaired.recv() => {
-                    for attachment in &gone {
-                        if let Err(error) = self.attachments.detach(attachment) {
-                            warn!(error = format!("{error:#}"), "the attachments cannot be kept");
-                        }
-                    }
-                }
-                Ok(()) = inbox.published.changed() => self.published = inbox.published.borrow_and_update().clone(),
-                _ = ticks.tick() => self.tick(),
+                Some(gone) = self.repaired.recv() => self.attachments.forget(&gone),
+                Some(_) = self.disk.next() => self.flush(false),
+                _ = ticks.tick() => self.tick().await,
             }
         }
         self.write_endpoints();
-        Ok((self.dataplane, self.host))
+        self.disk.finish().await;
+        (self.dataplane, self.host)
+    }
+
+    /// Every part runs for as long as the agent does. If one ended all the same, its panic is in the log,
+    /// and a person must know that what is shown of it is old.
+    fn has_ended(&mut self, part: &'static str) {
+        warn!(part, "a part of the agent has ended");
+        self.ended.push(part);
+    }
+
+    fn hear(&mut self, first: Event, broker: &mut Watch) {
+        let refused = self.membership.refusals().total();
+        let mut changes = self.heard(first);
+        // What came together is kept and applied together.
+        for _ in 1..MAX_TOGETHER {
+            let Some(Some(event)) = broker.next().now_or_never() else { break };
+            changes |= self.heard(event);
+        }
+        let refused = self.membership.refusals().total() - refused;
+        self.refusals_left = self.refusals_left.saturating_sub(refused);
+        self.membership_changed(changes);
     }
 
     fn heard(&mut self, event: Event) -> Changes {
@@ -237,21 +311,36 @@ impl Controller {
         }
     }
 
-    fn membership_changed(&mut self, changes: Changes) {
+    fn tell_seen(&self) {
+        let latest = Seen { highest: self.membership.own_high_water(), stored: self.membership.own_stored() };
         self.outbox.seen.send_if_modified(|seen| {
-            let latest = self.membership.own_high_water();
             let changed = *seen != latest;
             *seen = latest;
             changed
         });
-        if changes.nodes {
-            // On disk first: what was seen once must not be replayed after a crash.
-            if let Err(error) = self.state.keep_known(&self.membership.known()) {
-                warn!(error = format!("{error:#}"), "what is known of the other clusters cannot be kept");
-                self.table_problems = vec![format!("what is known cannot be kept on disk: {error:#}")];
-            }
+    }
+
+    fn membership_changed(&mut self, changes: Changes) {
+        self.tell_seen();
+        self.unsaved |= changes.nodes;
+        self.unapplied |= changes.nodes || changes.status;
+        self.flush(false);
+    }
+
+    /// Has what was learned written, and applied once that is done: what was seen once must not be
+    /// replayed after a crash. While a broker sends everything anew the rest of it is waited for, unless
+    /// `now`: a write costs the same for one record as for all.
+    fn flush(&mut self, now: bool) {
+        if self.disk.busy(What::Known) {
+            return;
         }
-        if changes.nodes || changes.status {
+        if self.unsaved {
+            if now || !self.membership.resetting() {
+                self.unsaved = false;
+                self.unapplied = true;
+                self.disk.write(Job::Known(self.membership.known()));
+            }
+        } else if self.unapplied {
             self.apply();
         }
     }
@@ -269,7 +358,8 @@ impl Controller {
                 self.facts = facts;
                 self.look_at_underlay().await;
                 self.announce();
-                self.apply();
+                self.unapplied = true;
+                self.flush(false);
             }
             Err(why) => {
                 warn!(why, "the facts about this node cannot be used; the last good ones stay in use");
@@ -288,10 +378,7 @@ impl Controller {
                     "somebody deleted the interface; it is made anew"
                 );
             }
-            HostEvent::UnderlayChanged => {
-                self.look_at_underlay().await;
-                self.apply();
-            }
+            HostEvent::UnderlayChanged => self.look_at_underlay().await,
         }
     }
 
@@ -299,10 +386,15 @@ impl Controller {
         let found = match host::facts().await {
             Ok(found) => found,
             Err(error) => {
-                warn!(%error, "the underlay cannot be looked at");
+                let problem = format!("the underlay cannot be looked at, trying again: {error}");
+                if self.underlay_problem.as_ref() != Some(&problem) {
+                    warn!("{problem}");
+                }
+                self.underlay_problem = Some(problem);
                 return;
             }
         };
+        self.underlay_problem = None;
         let interface = &self.config.tunnel.interface;
         let underlay = Underlay::find(&found, &self.facts, interface, &self.broker.addresses);
         if underlay != self.underlay {
@@ -310,7 +402,7 @@ impl Controller {
             self.underlay = underlay;
             let needed = self.underlay.needed.clone();
             let changes = self.membership.set_underlay(&self.grant, &needed, now());
-            self.membership_changed(Changes { nodes: changes.nodes, status: false });
+            self.membership_changed(Changes { nodes: changes.nodes, status: true });
         }
     }
 
@@ -332,6 +424,7 @@ impl Controller {
 
     /// Computes what should be and hands it to those who bring it about.
     fn apply(&mut self) {
+        self.unapplied = false;
         let desired = desired::desired(&Inputs {
             tunnel: &self.config.tunnel,
             grant: &self.grant,
@@ -369,12 +462,14 @@ impl Controller {
         });
     }
 
-    fn tick(&mut self) {
+    async fn tick(&mut self) {
+        self.refusals_left = REFUSALS_PER_TICK;
         let status = self.dataplane.status();
         let mut fresh = false;
-        for peer in &status.peers {
+        let before = std::mem::take(&mut self.up);
+        for peer in status.peers {
             let up = peer.lanes.iter().any(|lane| lane.established);
-            if self.up.insert(peer.id.clone(), up) != Some(up) {
+            if before.get(&peer.id) != Some(&up) {
                 fresh |= up;
                 if up {
                     info!(peer = %peer.id, "tunnel up");
@@ -382,22 +477,35 @@ impl Controller {
                     debug!(peer = %peer.id, "tunnel not up");
                 }
             }
+            self.up.insert(peer.id, up);
         }
-        self.up.retain(|id, _| status.peers.iter().any(|peer| &peer.id == id));
         if fresh || self.endpoints_written.elapsed() >= ENDPOINTS_EVERY {
             self.write_endpoints();
         }
-        if self.housekept.elapsed() >= HOUSEKEEPING_EVERY {
-            self.housekept = Instant::now();
-            if let Err(error) = self.state.touch_lanes(now()) {
-                warn!(error = format!("{error:#}"), "the use of the lanes' keys cannot be noted");
-            }
-            let up = &self.up;
-            let changes = self.membership.forget(now(), |id| up.get(id).copied().unwrap_or(false));
-            self.membership_changed(Changes { nodes: changes.nodes, status: true });
-            self.attachments.take_pending(&self.config.socket);
-            self.repair_pods();
+        if self.underlay_problem.is_some() {
+            self.look_at_underlay().await;
         }
+        if self.housekept.elapsed() >= HOUSEKEEPING_EVERY {
+            self.housekeep().await;
+        }
+        if self.rewritten.elapsed() >= REWRITE_EVERY {
+            self.rewritten = Instant::now();
+            self.unsaved |= self.disk.failed(What::Known);
+            self.attachments.keep_again();
+        }
+        self.flush(true);
+    }
+
+    async fn housekeep(&mut self) {
+        self.housekept = Instant::now();
+        self.disk.write(Job::LanesInUse(now()));
+        // What changed while nobody listened yet.
+        self.look_at_underlay().await;
+        let up = &self.up;
+        let changes = self.membership.forget(now(), |id| up.get(id).copied().unwrap_or(false));
+        self.membership_changed(Changes { nodes: changes.nodes, status: true });
+        self.attachments.take_pending(&self.config.socket);
+        self.repair_pods();
     }
 
     /// Writes down where peers are heard, if it changed: a gateway that starts anew can so dial nodes
@@ -422,11 +530,11 @@ impl Controller {
                 endpoints.insert(peer.id, heard);
             }
         }
-        if endpoints != self.endpoints {
-            match self.state.keep_endpoints(&endpoints) {
-                Ok(()) => self.endpoints = endpoints,
-                Err(error) => warn!(error = format!("{error:#}"), "the endpoints of peers cannot be kept"),
-            }
+        if (endpoints != self.endpoints || self.disk.failed(What::Endpoints))
+            && !self.disk.busy(What::Endpoints)
+        {
+            self.endpoints = endpoints.clone();
+            self.disk.write(Job::Endpoints(endpoints));
         }
     }
 
@@ -435,10 +543,6 @@ impl Controller {
     }
 
     fn answer(&mut self, request: Request) -> Answer {
-        let done = |result: anyhow::Result<()>| match result {
-            Ok(()) => Answer::Done,
-            Err(error) => Answer::Error { message: format!("{error:#}") },
-        };
         match request {
             Request::Status => Answer::Status(Box::new(self.status())),
             Request::Ready => Answer::Done,
@@ -452,18 +556,31 @@ impl Controller {
                     Err(error) => Answer::Error { message: format!("{error:#}") },
                 }
             }
-            Request::Detach(attachment) => done(self.attachments.detach(&attachment)),
+            Request::Detach(attachment) => {
+                self.attachments.detach(&attachment);
+                Answer::Done
+            }
             Request::Check(attachment) if self.attachments.contains(&attachment) => {
                 Answer::Routes(self.pod_routes())
             }
             Request::Check(_) => Answer::Unknown,
-            Request::Collect { network, valid } => done(self.attachments.collect(&network, &valid)),
+            Request::Collect { network, valid } => {
+                self.attachments.collect(&network, &valid);
+                Answer::Done
+            }
         }
     }
 
     fn status(&self) -> podspan_wire::status::Status {
         let dataplane = self.dataplane.status();
         let mut problems: Vec<String> = Vec::new();
+        problems.extend(self.ended.iter().map(|part| {
+            format!("{part} has ended by a fault of podspan's: restart the agent; what is shown of it is old")
+        }));
+        problems.extend(self.disk.problems().cloned());
+        problems.extend(self.attachments.problem().map(str::to_owned));
+        problems.extend(self.underlay_problem.clone());
+        problems.extend(self.bundle_problem.clone());
         problems.extend(self.facts_problem.clone());
         problems.extend(self.table_problems.iter().cloned());
         problems.extend(self.desired.iter().flat_map(|desired| desired.problems.iter().cloned()));

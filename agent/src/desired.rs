@@ -135,6 +135,9 @@ fn routes(
             routes.entry(*cidr).or_insert_with(|| shared(*cidr, gateways.clone()));
         }
         for cidr in &node.verified.grant().service_cidrs {
+            if routes.contains_key(cidr) {
+                continue;
+            }
             let translating: Vec<NodeId> = nodes
                 .iter()
                 .map(|n| n.verified.record())
@@ -143,7 +146,7 @@ fn routes(
                 .collect();
             // Where no gateway says that it translates, all of them are asked: kube-proxy runs everywhere.
             let via = if translating.is_empty() { gateways.clone() } else { translating };
-            routes.entry(*cidr).or_insert_with(|| shared(*cidr, via));
+            routes.insert(*cidr, shared(*cidr, via));
         }
     }
     // Of two nodes that claim one CIDR the one that is confirmed holds it, then the one that began last:
@@ -219,7 +222,7 @@ mod tests {
         for event in events {
             membership.handle(event, NOW);
         }
-        assert_eq!(membership.refused().count(), 0);
+        assert_eq!(membership.refusals().total(), 0);
         let mut facts = LocalFacts {
             node: "node-1".parse().unwrap(),
             gateway,

@@ -18,6 +18,19 @@ const MAX_SIZE: u64 = 256 * 1024 * 1024;
 /// # Errors
 /// Whatever the file system answers, with the path.
 pub fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    write(path, bytes, Durability::Disk)
+}
+
+/// What a file must survive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Durability {
+    /// A loss of power.
+    Disk,
+    /// A crash of the agent; after a loss of power it may be empty.
+    Process,
+}
+
+fn write(path: &Path, bytes: &[u8], durability: Durability) -> anyhow::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = directory.join(format!(".{name}.tmp"));
@@ -25,11 +38,21 @@ pub fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
-        file.sync_all()?;
+        if durability == Durability::Disk {
+            file.sync_all()?;
+        }
         fs::rename(&temporary, path)?;
-        File::open(directory)?.sync_all()
+        if durability == Durability::Disk {
+            File::open(directory)?.sync_all()?;
+        }
+        Ok(())
     };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    write()
+        .inspect_err(|_| {
+            // On a full disk half a file would only take the room that others need.
+            let _ = fs::remove_file(&temporary);
+        })
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// [`replace`] with the JSON of `value`.
@@ -37,8 +60,20 @@ pub fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 /// # Errors
 /// As [`replace`].
 pub fn replace_json<T: Serialize>(path: &Path, value: &T) -> anyhow::Result<()> {
-    let bytes = serde_json::to_vec(value).with_context(|| format!("cannot encode {}", path.display()))?;
-    replace(path, &bytes)
+    replace(path, &encode(path, value)?)
+}
+
+/// As [`replace_json`], for what need not outlive the host: the disk is not waited for. After a crash of
+/// the agent the file holds either the old or the new value.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_json_quickly<T: Serialize>(path: &Path, value: &T) -> anyhow::Result<()> {
+    write(path, &encode(path, value)?, Durability::Process)
+}
+
+fn encode<T: Serialize>(path: &Path, value: &T) -> anyhow::Result<Vec<u8>> {
+    serde_json::to_vec(value).with_context(|| format!("cannot encode {}", path.display()))
 }
 
 /// The text of the file, or `None` if there is none.
@@ -46,19 +81,34 @@ pub fn replace_json<T: Serialize>(path: &Path, value: &T) -> anyhow::Result<()> 
 /// # Errors
 /// If it cannot be read, is not text or is larger than 256 MiB.
 pub fn read(path: &Path) -> anyhow::Result<Option<String>> {
-    let file = match File::open(path) {
+    let Some(bytes) = read_bytes(path)? else { return Ok(None) };
+    if bytes.len() as u64 > MAX_SIZE {
+        bail!("{} is larger than {MAX_SIZE} bytes", path.display());
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) => {
+            let at = error.utf8_error().valid_up_to();
+            // It may have held a secret.
+            drop(zeroize::Zeroizing::new(error.into_bytes()));
+            bail!("{} is not text: byte {at} is not UTF-8", path.display())
+        }
+    }
+}
+
+/// The bytes of the file, or the first of them if it is larger than is read; `None` if there is none.
+fn read_bytes(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+    // Not to wait for a writer, should somebody have put a pipe there.
+    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("cannot open {}", path.display())),
     };
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     file.take(MAX_SIZE + 1)
-        .read_to_string(&mut text)
+        .read_to_end(&mut bytes)
         .with_context(|| format!("cannot read {}", path.display()))?;
-    if text.len() as u64 > MAX_SIZE {
-        bail!("{} is larger than {MAX_SIZE} bytes", path.display());
-    }
-    Ok(Some(text))
+    Ok(Some(bytes))
 }
 
 /// What a file of ours holds: the value; nothing; or damage, in which case the file was set aside under
@@ -77,13 +127,13 @@ pub enum Stored<T> {
     },
 }
 
-/// Reads what [`replace_json`] wrote. A file that cannot be understood is set aside.
+/// Reads what [`replace_json`] wrote. A file that cannot be understood, whatever it holds, is set aside.
 ///
 /// # Errors
 /// If the file cannot be read or, being damaged, not be set aside.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Stored<T>> {
-    let Some(text) = read(path)? else { return Ok(Stored::Absent) };
-    match serde_json::from_str(&text) {
+    let Some(bytes) = read_bytes(path)?.map(zeroize::Zeroizing::new) else { return Ok(Stored::Absent) };
+    match serde_json::from_slice(&bytes) {
         Ok(value) => Ok(Stored::Value(value)),
         Err(error) => {
             let aside = path.with_extension("damaged");
@@ -140,6 +190,40 @@ mod tests {
         let Stored::Damaged { aside, why } = read_json::<Vec<u8>>(&path).unwrap() else { panic!() };
         assert!(aside.exists() && !path.exists());
         assert!(!why.contains("hunter2"));
+    }
+
+    #[test]
+    fn damage_of_every_kind_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.json");
+        for damage in [&b""[..], &[0; 4096], b"\xff\xfe\x80[1,2]", b"[1,2]\xff", b"[1,2", b"{}"] {
+            fs::write(&path, damage).unwrap();
+            assert!(
+                matches!(read_json::<Vec<u8>>(&path).unwrap(), Stored::Damaged { .. }),
+                "{}",
+                String::from_utf8_lossy(damage)
+            );
+            assert!(matches!(read_json::<Vec<u8>>(&path).unwrap(), Stored::Absent));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_the_old_and_no_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.json");
+        // A directory cannot be replaced by a file.
+        fs::create_dir(&path).unwrap();
+        let error = format!("{:#}", replace_json(&path, &vec![1]).unwrap_err());
+        assert!(error.contains("x.json"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn nobody_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(read(&path).unwrap().as_deref(), Some(""));
     }
 
     #[test]

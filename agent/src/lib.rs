@@ -14,10 +14,13 @@
 //! on what goes in. Everything that does IO stands at the edges.
 
 pub mod attachments;
+pub mod bundle_watch;
 pub mod config;
+pub mod conflict;
 pub mod control_socket;
 pub mod controller;
 pub mod desired;
+pub mod disk;
 pub mod facts;
 pub mod files;
 pub mod host;
@@ -26,6 +29,7 @@ pub mod membership;
 pub mod metrics;
 pub mod overview;
 pub mod publish;
+pub mod refusals;
 pub mod run;
 pub mod source;
 pub mod state;

@@ -3,10 +3,12 @@
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use podspan_agent::config::OnExit;
 use podspan_agent::run;
+use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
 /// Joins this node's pods to those of other clusters: tunnels, routes and rules.
@@ -57,12 +59,21 @@ enum Log {
 
 fn set_up_log(log: Log) {
     // boringtun logs ordinary events as errors; what matters of them is logged by the data plane.
-    let filter =
-        EnvFilter::try_from_env("PODSPAN_LOG").unwrap_or_else(|_| EnvFilter::new("info,boringtun=off"));
+    let (filter, wrong) = match std::env::var("PODSPAN_LOG") {
+        Err(_) => (None, None),
+        Ok(levels) => match EnvFilter::try_new(&levels) {
+            Ok(filter) => (Some(filter), None),
+            Err(error) => (None, Some(error.to_string())),
+        },
+    };
+    let filter = filter.unwrap_or_else(|| EnvFilter::new("info,boringtun=off"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log {
         Log::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
         Log::Json => builder.json().init(),
+    }
+    if let Some(error) = wrong {
+        tracing::warn!(error, "PODSPAN_LOG cannot be used, logging as usual");
     }
 }
 
@@ -77,8 +88,17 @@ fn main() -> ExitCode {
     }
 }
 
+/// How long work that blocks, such as a write to a disk that does not answer, can hold up the end.
+const LAST_WORK: Duration = Duration::from_secs(5);
+
 fn start(cli: Cli) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let done = work(cli, &runtime);
+    runtime.shutdown_timeout(LAST_WORK);
+    done
+}
+
+fn work(cli: Cli, runtime: &Runtime) -> anyhow::Result<()> {
     match cli.command {
         Some(Command::Clean { config }) => {
             set_up_log(Log::Text);

@@ -3,23 +3,23 @@
 //! Pure: events and the time come in, nothing is read or written. A record that is refused is counted and
 //! named, and never keeps another from being taken in.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use podspan_wire::api::{Entry, Lease, WatchEvent};
-use podspan_wire::status::RefusedRecord;
 use podspan_wire::{
-    CidrSet, ClusterId, Grant, HighWater, NodeId, RecordState, Refusal, RefusalKind, SignedRecord, Trust,
-    UnixTime, VerifiedRecord, Version,
+    CidrSet, ClusterId, Grant, HighWater, NodeId, PublicKey, RecordState, Refusal, RefusalKind, SignedRecord,
+    Trust, UnixTime, VerifiedRecord, Version,
 };
 
+use crate::refusals::Refusals;
 use crate::state::Known;
-
-/// How many refusals are remembered with their reasons.
-const MAX_REFUSED: usize = 32;
 
 /// How long after the end of its record a node without a living tunnel is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(7 * 86_400);
+
+/// How many refused records are kept for reconsidering.
+const MAX_WAITING: usize = 4096;
 
 /// A node of another cluster whose record was verified.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub struct RemoteNode {
     pub lease: Lease,
     /// Whether the broker in use has it at all.
     pub listed: bool,
+    /// Since when it is known in this life of the agent.
+    pub since: UnixTime,
 }
 
 impl RemoteNode {
@@ -41,10 +43,29 @@ impl RemoteNode {
     }
 }
 
+/// What the broker has of this very node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnRecord {
+    /// The version that is stored.
+    pub version: Version,
+    /// Whether some agent stands behind it: it is active, and its lease is renewed.
+    pub held: bool,
+}
+
+/// Where a record comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Broker,
+    /// It was in use when the agent ended.
+    Disk,
+}
+
 /// The other clusters, as far as they are known.
 pub struct Membership {
     trust: Trust,
     own: NodeId,
+    own_key: PublicKey,
+    own_serial: u64,
     /// What no other cluster may overlap: this cluster's CIDRs and this node's underlay addresses.
     own_cidrs: CidrSet,
     high_water: HighWater,
@@ -54,10 +75,15 @@ pub struct Membership {
     /// Nodes not yet seen since the last reset.
     unseen: BTreeSet<NodeId>,
     resetting: bool,
-    refusals: BTreeMap<RefusalKind, u64>,
-    refused: VecDeque<RefusedRecord>,
+    /// Records that a cluster of the set signed, refused for a reason that may pass: an overlap, or the
+    /// time, should this node's clock be wrong. A broker sends a record once, so that nobody else would
+    /// bring them again.
+    waiting: BTreeMap<NodeId, (VerifiedRecord, Lease)>,
+    refusals: Refusals,
     /// The latest record that the broker has of this very node.
-    own_stored: Option<SignedRecord>,
+    own_stored: Option<OwnRecord>,
+    /// Whether it was among what followed the last reset.
+    own_listed: bool,
 }
 
 /// What an event changed.
@@ -84,21 +110,26 @@ impl Membership {
         let mut membership = Self {
             trust,
             own,
+            own_key: own_grant.cluster_key,
+            own_serial: own_grant.serial,
             own_cidrs: own_grant.cidrs(),
             high_water: known.high_water,
             nodes: BTreeMap::new(),
             order: Vec::new(),
             unseen: BTreeSet::new(),
             resetting: false,
-            refusals: BTreeMap::new(),
-            refused: VecDeque::new(),
+            waiting: BTreeMap::new(),
+            refusals: Refusals::default(),
             own_stored: None,
+            own_listed: false,
         };
         for signed in known.records {
-            let verified = membership.trust.verify_kept(&signed);
-            let taken = verified.and_then(|verified| membership.admit(verified, Lease::Lapsed));
+            let taken = membership
+                .trust
+                .verify_kept(&signed)
+                .and_then(|verified| membership.admit(&verified, Lease::Lapsed, Origin::Disk, now));
             if let Err(refusal) = taken {
-                membership.refuse(&signed, &refusal, now);
+                membership.refuse(&signed, Lease::Lapsed, &refusal, now);
             }
         }
         for node in membership.nodes.values_mut() {
@@ -113,21 +144,22 @@ impl Membership {
         &self.nodes
     }
 
-    /// How many records were refused, by kind.
+    /// What was refused.
     #[must_use]
-    pub fn refusals(&self) -> &BTreeMap<RefusalKind, u64> {
+    pub fn refusals(&self) -> &Refusals {
         &self.refusals
     }
 
-    /// The latest refusals, newest first.
-    pub fn refused(&self) -> impl Iterator<Item = &RefusedRecord> {
-        self.refused.iter()
+    /// What the broker has of this very node, as far as it was heard.
+    #[must_use]
+    pub fn own_stored(&self) -> Option<OwnRecord> {
+        self.own_stored
     }
 
-    /// The latest record of this very node that the broker has.
+    /// Whether a broker is just sending everything anew: more is to come.
     #[must_use]
-    pub fn own_stored(&self) -> Option<&SignedRecord> {
-        self.own_stored.as_ref()
+    pub fn resetting(&self) -> bool {
+        self.resetting
     }
 
     /// The highest version ever seen of this very node.
@@ -155,10 +187,19 @@ impl Membership {
         match event {
             WatchEvent::Reset => {
                 self.resetting = true;
+                self.own_listed = false;
                 self.unseen = self.nodes.keys().cloned().collect();
                 Changes::default()
             }
-            WatchEvent::Entry(entry) => self.take(&entry, now),
+            WatchEvent::Entry(entry) => {
+                let clusters = self.order.len();
+                let mut changes = self.take(&entry, now);
+                if self.order.len() < clusters {
+                    // Another cluster may have waited for its addresses.
+                    changes |= self.reconsider(now);
+                }
+                changes
+            }
             WatchEvent::Bookmark { .. } => self.settle(),
             WatchEvent::Resync => Changes::default(),
         }
@@ -176,62 +217,139 @@ impl Membership {
                 status |= std::mem::replace(&mut node.listed, false);
             }
         }
+        if !self.own_listed
+            && let Some(own) = &mut self.own_stored
+        {
+            status |= std::mem::replace(&mut own.held, false);
+        }
         Changes { nodes: false, status }
     }
 
     fn take(&mut self, entry: &Entry, now: UnixTime) -> Changes {
         // A broker sends the same record again after every reconnect; signatures need no second look.
-        if let Some((id, _)) = entry.signed.claim() {
+        if let Some((id, _)) = entry.signed.claim()
+            && let Some(node) = self.nodes.get_mut(&id)
+            && node.verified.signed() == &entry.signed
+        {
             self.unseen.remove(&id);
-            if let Some(node) = self.nodes.get_mut(&id)
-                && node.verified.signed() == &entry.signed
-            {
-                let status = node.lease != entry.lease || !node.listed;
-                (node.lease, node.listed) = (entry.lease, true);
-                return Changes { nodes: false, status };
-            }
+            let status = node.lease != entry.lease || !node.listed;
+            (node.lease, node.listed) = (entry.lease, true);
+            return Changes { nodes: false, status };
         }
-        match self.trust.verify(&entry.signed, now).and_then(|verified| self.admit(verified, entry.lease)) {
+        let taken = self
+            .trust
+            .verify(&entry.signed, now)
+            .and_then(|verified| self.admit(&verified, entry.lease, Origin::Broker, now));
+        match taken {
             Ok(changes) => changes,
             Err(refusal) => {
-                self.refuse(&entry.signed, &refusal, now);
+                self.refuse(&entry.signed, entry.lease, &refusal, now);
                 Changes { nodes: false, status: true }
             }
         }
     }
 
-    fn admit(&mut self, verified: VerifiedRecord, lease: Lease) -> Result<Changes, Refusal> {
-        let id = verified.record().id();
-        let cluster = verified.grant().cluster.clone();
-        let own_cluster = cluster == self.own.cluster;
-        if !own_cluster {
-            self.check_overlap(&verified)?;
+    fn admit(
+        &mut self,
+        verified: &VerifiedRecord,
+        lease: Lease,
+        origin: Origin,
+        now: UnixTime,
+    ) -> Result<Changes, Refusal> {
+        let record = verified.record();
+        let id = record.id();
+        let cluster = &verified.grant().cluster;
+        if *cluster == self.own.cluster {
+            return self.admit_own_cluster(verified, lease);
         }
-        self.check_key(&verified)?;
-        self.high_water.admit(&verified)?;
-        if own_cluster {
-            // Nodes of one's own cluster are reached without podspan.
-            if id == self.own {
-                self.own_stored = Some(verified.signed().clone());
-            }
-            return Ok(Changes { nodes: false, status: true });
+        // A withdrawal claims no addresses.
+        if record.state == RecordState::Active {
+            self.check_overlap(verified)?;
         }
-        if verified.record().state == RecordState::Withdrawn {
-            let nodes = self.nodes.remove(&id).is_some();
-            self.forget_cluster(&cluster);
-            return Ok(Changes { nodes: true, status: nodes });
+        let new_key = self.check_key(verified)?;
+        self.check_version(verified)?;
+        let seen = self.high_water.of(&id);
+        match self.high_water.admit(verified) {
+            // A node that has not got its cluster's newest bundle yet was good while the agent ran, and
+            // is good after its restart.
+            Err(refusal)
+                if origin == Origin::Disk && refusal.kind == RefusalKind::GrantSuperseded && !new_key => {}
+            admitted => admitted?,
         }
-        if !self.order.contains(&cluster) {
+        let raised = self.high_water.of(&id) != seen;
+        self.unseen.remove(&id);
+        self.waiting.remove(&id);
+        if record.state == RecordState::Withdrawn {
+            let known = self.nodes.remove(&id).is_some();
+            self.forget_cluster(cluster);
+            return Ok(Changes { nodes: known || raised, status: known });
+        }
+        if !self.order.contains(cluster) {
             self.order.push(cluster.clone());
         }
-        // A newer grant with another key replaces the cluster as a whole: what the former key signed is
-        // not the cluster's word any more.
-        let key = verified.grant().cluster_key;
-        self.nodes.retain(|_, node| {
-            node.verified.grant().cluster != cluster || node.verified.grant().cluster_key == key
-        });
-        self.nodes.insert(id, RemoteNode { verified, lease, listed: true });
+        if new_key {
+            // A newer grant with another key replaces the cluster as a whole: what the former key signed
+            // is not the cluster's word any more.
+            let key = verified.grant().cluster_key;
+            self.nodes.retain(|id, node| &id.cluster != cluster || node.verified.grant().cluster_key == key);
+        }
+        let since = self.nodes.get(&id).map_or(now, |known| known.since);
+        self.nodes.insert(id, RemoteNode { verified: verified.clone(), lease, listed: true, since });
         Ok(Changes { nodes: true, status: true })
+    }
+
+    /// Nodes of one's own cluster are reached without podspan; of them only this node's own record and
+    /// the cluster's newest grant matter.
+    fn admit_own_cluster(&mut self, verified: &VerifiedRecord, lease: Lease) -> Result<Changes, Refusal> {
+        let (grant, record) = (verified.grant(), verified.record());
+        if grant.cluster_key != self.own_key {
+            let detail = if grant.serial > self.own_serial {
+                format!(
+                    "this agent's bundle is out of date: grant {} of cluster {} is for the key {}, the bundle holds                      grant {}: put the cluster's newest bundle here, or give one of two clusters another name",
+                    grant.serial, grant.cluster, grant.cluster_key, self.own_serial
+                )
+            } else {
+                format!(
+                    "another cluster uses the name of this one: {} stands on grant {} for the key {}, this cluster's                      key is {}: give one of the two another name",
+                    record.id(),
+                    grant.serial,
+                    grant.cluster_key,
+                    self.own_key
+                )
+            };
+            return Err(Refusal::new(RefusalKind::GrantSuperseded, detail));
+        }
+        self.high_water.admit(verified)?;
+        if record.id() == self.own {
+            self.own_listed = true;
+            self.own_stored = Some(OwnRecord {
+                version: record.version,
+                held: record.state == RecordState::Active && lease == Lease::Fresh,
+            });
+        }
+        Ok(Changes { nodes: false, status: true })
+    }
+
+    /// A node signs a version once. Were a second record of it let in, a broker could change between the
+    /// two as it likes.
+    fn check_version(&self, verified: &VerifiedRecord) -> Result<(), Refusal> {
+        let record = verified.record();
+        match self.nodes.get(&record.id()) {
+            Some(known)
+                if known.verified.record().version == record.version
+                    && known.verified.signed().record != verified.signed().record =>
+            {
+                Err(Refusal::new(
+                    RefusalKind::Replayed,
+                    format!(
+                        "there are two records of {} with version {}; the one seen first stays: was its state                          directory put back from a copy?",
+                        record.id(),
+                        record.version
+                    ),
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_overlap(&self, verified: &VerifiedRecord) -> Result<(), Refusal> {
@@ -247,11 +365,16 @@ impl Membership {
                 ),
             ));
         }
+        // Most nodes of a cluster stand on one grant, and they follow each other.
+        let mut last = None;
         for node in self.nodes.values() {
             let other = node.verified.grant();
-            if other.cluster != grant.cluster
-                && let Some((theirs, known)) = cidrs.overlap(&other.cidrs())
+            if other.cluster == grant.cluster
+                || last.replace((&other.cluster, other.serial)) == Some((&other.cluster, other.serial))
             {
+                continue;
+            }
+            if let Some((theirs, known)) = cidrs.overlap(&other.cidrs()) {
                 return Err(Refusal::new(
                     RefusalKind::Overlap,
                     format!(
@@ -266,23 +389,23 @@ impl Membership {
     }
 
     /// Two grants of one serial with two keys: two clusters were given one name. The earlier stays.
-    fn check_key(&self, verified: &VerifiedRecord) -> Result<(), Refusal> {
+    /// Returns whether the key is another than that of the nodes known.
+    fn check_key(&self, verified: &VerifiedRecord) -> Result<bool, Refusal> {
         let grant = verified.grant();
-        let clash = self.nodes.values().map(|node| node.verified.grant()).find(|known| {
-            known.cluster == grant.cluster
-                && known.serial == grant.serial
-                && known.cluster_key != grant.cluster_key
-        });
-        match clash {
-            Some(known) => Err(Refusal::new(
+        let other = self
+            .nodes
+            .values()
+            .map(|node| node.verified.grant())
+            .find(|known| known.cluster == grant.cluster && known.cluster_key != grant.cluster_key);
+        match other {
+            Some(known) if known.serial == grant.serial => Err(Refusal::new(
                 RefusalKind::GrantSuperseded,
                 format!(
-                    "there are two grants with serial {} for cluster {}, one for the key {} and one for {}: give one \
-                     of the two clusters another name",
+                    "there are two grants with serial {} for cluster {}, one for the key {} and one for {}: give one                      of the two clusters another name",
                     grant.serial, grant.cluster, known.cluster_key, grant.cluster_key
                 ),
             )),
-            None => Ok(()),
+            other => Ok(other.is_some()),
         }
     }
 
@@ -292,26 +415,55 @@ impl Membership {
         }
     }
 
-    fn refuse(&mut self, signed: &SignedRecord, refusal: &Refusal, now: UnixTime) {
-        *self.refusals.entry(refusal.kind).or_default() += 1;
-        let claimed = signed.claim().map(|(id, _)| id);
-        let same = |known: &RefusedRecord| known.claimed == claimed && known.kind == refusal.kind;
-        let times = match self.refused.iter().position(same) {
-            Some(index) => self.refused.remove(index).map_or(0, |known| known.times),
-            None => 0,
-        };
-        self.refused.push_front(RefusedRecord {
-            claimed,
-            kind: refusal.kind,
-            detail: refusal.detail.clone(),
-            at: now,
-            times: times + 1,
-        });
-        self.refused.truncate(MAX_REFUSED);
+    fn refuse(&mut self, signed: &SignedRecord, lease: Lease, refusal: &Refusal, now: UnixTime) {
+        self.refusals.note(signed, refusal, now);
+        let may_pass = matches!(
+            refusal.kind,
+            RefusalKind::Overlap | RefusalKind::RecordExpired | RefusalKind::GrantExpired
+        );
+        if may_pass && let Ok(verified) = self.trust.verify_kept(signed) {
+            self.wait(verified, lease);
+        }
+    }
+
+    fn wait(&mut self, verified: VerifiedRecord, lease: Lease) {
+        let id = verified.record().id();
+        let later = self
+            .waiting
+            .get(&id)
+            .is_some_and(|(known, _)| known.record().version > verified.record().version);
+        let room = self.waiting.len() < MAX_WAITING || self.waiting.contains_key(&id);
+        if id.cluster != self.own.cluster && room && !later {
+            self.waiting.insert(id, (verified, lease));
+        }
+    }
+
+    /// Looks again at the records that were refused for a reason that may have passed. To be called now
+    /// and then, for the clock; whatever else may let one pass is seen to.
+    pub fn reconsider(&mut self, now: UnixTime) -> Changes {
+        let mut changes = Changes::default();
+        for (id, (verified, lease)) in std::mem::take(&mut self.waiting) {
+            let end = verified.record().not_after.min(verified.grant().not_after);
+            if now > end {
+                if now.since(end) <= FORGET_AFTER {
+                    self.waiting.insert(id, (verified, lease));
+                }
+                continue;
+            }
+            match self.admit(&verified, lease, Origin::Broker, now) {
+                Ok(taken) => changes |= taken,
+                Err(refusal) if refusal.kind == RefusalKind::Overlap => {
+                    self.waiting.insert(id, (verified, lease));
+                }
+                // Something later was taken in meanwhile.
+                Err(_) => {}
+            }
+        }
+        changes
     }
 
     /// Sets what no other cluster may overlap besides this cluster's grant: the part of the underlay that
-    /// this node needs. Clusters that do are refused from then on.
+    /// this node needs. Clusters that do are refused from then on, until it changes again.
     pub fn set_underlay(&mut self, own_grant: &Grant, needed: &CidrSet, now: UnixTime) -> Changes {
         self.own_cidrs = own_grant.cidrs().iter().chain(needed.iter()).copied().collect();
         let overlapping: Vec<NodeId> = self
@@ -324,12 +476,13 @@ impl Membership {
         for id in overlapping {
             if let Some(node) = self.nodes.remove(&id) {
                 if let Err(refusal) = self.check_overlap(&node.verified) {
-                    self.refuse(node.verified.signed(), &refusal, now);
+                    self.refuse(node.verified.signed(), node.lease, &refusal, now);
                 }
                 self.forget_cluster(&id.cluster);
                 changes = Changes { nodes: true, status: true };
             }
         }
+        changes |= self.reconsider(now);
         changes
     }
 
@@ -341,7 +494,9 @@ impl Membership {
         let nodes = self.nodes.len() != before;
         let present: BTreeSet<&ClusterId> = self.nodes.keys().map(|id| &id.cluster).collect();
         self.order.retain(|cluster| present.contains(cluster));
-        Changes { nodes, status: nodes }
+        let mut changes = Changes { nodes, status: nodes };
+        changes |= self.reconsider(now);
+        changes
     }
 }
 

@@ -74,7 +74,7 @@ pub(crate) fn membership_of_alpha() -> Membership {
 }
 
 fn kinds(membership: &Membership) -> Vec<(RefusalKind, u64)> {
-    membership.refusals().iter().map(|(kind, n)| (*kind, *n)).collect()
+    membership.refusals().counts().iter().map(|(kind, n)| (*kind, *n)).collect()
 }
 
 fn bookmark() -> WatchEvent {
@@ -113,8 +113,8 @@ fn good_records_are_taken_in_and_bad_ones_refused_singly() {
             (RefusalKind::Replayed, 1)
         ]
     );
-    assert_eq!(m.refused().count(), 5);
-    assert!(m.refused().all(|r| !r.detail.is_empty() && r.claimed.is_some()));
+    assert_eq!(m.refusals().latest().count(), 5);
+    assert!(m.refusals().latest().all(|r| !r.detail.is_empty() && r.claimed.is_some()));
 }
 
 #[test]
@@ -223,4 +223,202 @@ fn ended_records_are_kept_while_heard_and_forgotten_later() {
     assert!(!m.forget(end.after(Duration::from_secs(60)), |_| false).nodes);
     assert!(!m.forget(later, |_| true).nodes);
     assert!(m.forget(later, |_| false).nodes);
+}
+
+fn restarted(m: &Membership) -> Membership {
+    let alpha = cluster("alpha", 1);
+    let own = "alpha/node-1".parse().unwrap();
+    Membership::new(Trust::new(alpha.grant.cluster_set), own, &alpha.grant, m.known(), NOW)
+}
+
+#[test]
+fn a_node_on_its_clusters_former_grant_outlives_a_restart() {
+    let beta = cluster("beta", 2);
+    let mut renewed = cluster("beta", 2);
+    renewed.grant.serial = 2;
+    let mut m = membership_of_alpha();
+    m.handle(beta.entry(&beta.record(1, true, 1)), NOW);
+    m.handle(renewed.entry(&renewed.record(2, true, 1)), NOW);
+    assert_eq!(m.nodes().len(), 2, "one key: the renewal replaces nobody");
+    let mut again = restarted(&m);
+    assert_eq!(again.nodes().len(), 2, "{:?}", kinds(&again));
+    // What is new must stand on the newest grant, as before.
+    again.handle(beta.entry(&beta.record(1, true, 2)), NOW);
+    assert_eq!(kinds(&again), [(RefusalKind::GrantSuperseded, 1)]);
+}
+
+#[test]
+fn a_kept_record_older_than_what_was_seen_is_refused() {
+    let beta = cluster("beta", 2);
+    let mut m = membership_of_alpha();
+    m.handle(beta.entry(&beta.record(1, true, 5)), NOW);
+    let mut known = m.known();
+    known.records = vec![beta.sign(&beta.record(1, true, 4))];
+    let alpha = cluster("alpha", 1);
+    let own = "alpha/node-1".parse().unwrap();
+    let again = Membership::new(Trust::new(alpha.grant.cluster_set), own, &alpha.grant, known, NOW);
+    assert_eq!(kinds(&again), [(RefusalKind::Replayed, 1)]);
+}
+
+#[test]
+fn a_broker_cannot_change_between_two_records_of_one_version() {
+    let beta = cluster("beta", 2);
+    let (first, mut second) = (beta.record(1, true, 1), beta.record(1, true, 1));
+    second.endpoints = vec!["192.0.2.99".parse().unwrap()];
+    let mut m = membership_of_alpha();
+    m.handle(beta.entry(&first), NOW);
+    assert!(!m.handle(beta.entry(&second), NOW).nodes);
+    assert_eq!(m.nodes().values().next().unwrap().verified.record(), &first);
+    assert_eq!(kinds(&m), [(RefusalKind::Replayed, 1)]);
+    // The same record beside a renewed grant is no other record.
+    let mut renewed = cluster("beta", 2);
+    renewed.grant.serial = 2;
+    assert!(m.handle(renewed.entry(&first), NOW).nodes);
+}
+
+#[test]
+fn a_refused_record_does_not_confirm_its_node() {
+    let beta = cluster("beta", 2);
+    let mut m = membership_of_alpha();
+    m.handle(beta.entry(&beta.record(1, true, 2)), NOW);
+    m.handle(WatchEvent::Reset, NOW);
+    m.handle(beta.entry(&beta.record(1, true, 1)), NOW);
+    m.handle(bookmark(), NOW);
+    assert!(m.nodes().values().all(|node| node.stale(NOW)));
+}
+
+#[test]
+fn a_reset_that_broke_off_marks_nobody() {
+    let (beta, gamma) = (cluster("beta", 2), cluster("gamma", 3));
+    let mut m = membership_of_alpha();
+    m.handle(beta.entry(&beta.record(1, true, 1)), NOW);
+    m.handle(gamma.entry(&gamma.record(1, true, 1)), NOW);
+    m.handle(WatchEvent::Reset, NOW);
+    m.handle(beta.entry(&beta.record(1, true, 1)), NOW);
+    // The connection breaks; the next one begins with a reset again, and gamma comes first.
+    m.handle(WatchEvent::Reset, NOW);
+    m.handle(gamma.entry(&gamma.record(1, true, 1)), NOW);
+    assert!(m.nodes().values().all(|node| !node.stale(NOW)), "nothing is settled yet");
+    m.handle(bookmark(), NOW);
+    let stale: Vec<bool> = m.nodes().values().map(|node| node.stale(NOW)).collect();
+    assert_eq!(stale, [true, false]);
+}
+
+#[test]
+fn an_overlap_that_ends_lets_the_other_cluster_in_without_a_new_record() {
+    let (beta, mut gamma) = (cluster("beta", 2), cluster("gamma", 3));
+    gamma.grant.pod_cidrs = beta.grant.pod_cidrs.clone();
+    let mut record = gamma.record(1, true, 1);
+    record.pod_cidrs = CidrSet::default();
+    let mut m = membership_of_alpha();
+    m.handle(beta.entry(&beta.record(1, true, 1)), NOW);
+    m.handle(gamma.entry(&record), NOW);
+    assert_eq!(kinds(&m), [(RefusalKind::Overlap, 1)]);
+    let mut gone = beta.record(1, true, 2);
+    gone.state = RecordState::Withdrawn;
+    assert!(m.handle(beta.entry(&gone), NOW).nodes);
+    assert_eq!(m.nodes().keys().map(ToString::to_string).collect::<Vec<_>>(), ["gamma/node-1"]);
+    assert_eq!(kinds(&m), [(RefusalKind::Overlap, 1)], "counted once");
+}
+
+#[test]
+fn an_underlay_that_comes_and_goes_loses_no_cluster() {
+    let (alpha, gamma) = (cluster("alpha", 1), cluster("gamma", 3));
+    let mut m = membership_of_alpha();
+    m.handle(gamma.entry(&gamma.record(1, true, 1)), NOW);
+    m.set_underlay(&alpha.grant, &vec!["10.3.7.0/24".parse().unwrap()].into(), NOW);
+    assert!(m.nodes().is_empty());
+    assert!(m.set_underlay(&alpha.grant, &CidrSet::default(), NOW).nodes);
+    assert_eq!(m.nodes().len(), 1, "the broker does not send it again");
+}
+
+#[test]
+fn records_refused_by_a_wrong_clock_are_taken_in_when_it_is_set() {
+    let beta = cluster("beta", 2);
+    let mut m = membership_of_alpha();
+    let ahead = NOW.after(Duration::from_secs(2 * 86_400));
+    m.handle(beta.entry(&beta.record(1, true, 1)), ahead);
+    assert_eq!(kinds(&m), [(RefusalKind::RecordExpired, 1)]);
+    assert!(!m.forget(ahead, |_| false).nodes);
+    assert!(m.forget(NOW, |_| false).nodes);
+    assert_eq!(m.nodes().len(), 1);
+}
+
+#[test]
+fn a_withdrawal_counts_though_its_cluster_overlaps() {
+    let (beta, mut gamma) = (cluster("beta", 2), cluster("gamma", 3));
+    gamma.grant.pod_cidrs = beta.grant.pod_cidrs.clone();
+    let mut record = gamma.record(1, true, 1);
+    record.pod_cidrs = CidrSet::default();
+    let mut m = membership_of_alpha();
+    m.handle(beta.entry(&beta.record(1, true, 1)), NOW);
+    m.handle(gamma.entry(&record), NOW);
+    let active = record.clone();
+    (record.state, record.version.sequence) = (RecordState::Withdrawn, 2);
+    assert!(m.handle(gamma.entry(&record), NOW).nodes, "to be kept on disk");
+    assert!(!m.handle(gamma.entry(&record), NOW).nodes, "said once");
+    // Beta goes; gamma's former record must not come back.
+    let mut gone = beta.record(1, true, 2);
+    gone.state = RecordState::Withdrawn;
+    m.handle(beta.entry(&gone), NOW);
+    m.handle(gamma.entry(&active), NOW);
+    assert!(m.nodes().is_empty());
+    assert_eq!(kinds(&m), [(RefusalKind::Replayed, 1), (RefusalKind::Overlap, 1)]);
+}
+
+#[test]
+fn another_cluster_of_this_ones_name_is_told_and_moves_nothing() {
+    let mut twin = cluster("alpha", 4);
+    let mut m = membership_of_alpha();
+    let mut record = twin.record(1, true, 9);
+    record.version.epoch = u64::MAX;
+    m.handle(twin.entry(&record), NOW);
+    assert_eq!(m.own_high_water(), None, "this node's versions are not the twin's to raise");
+    assert_eq!(m.own_stored(), None);
+    let detail = m.refusals().latest().next().unwrap().detail.clone();
+    assert!(detail.contains("another cluster uses the name"), "{detail}");
+    twin.grant.serial = 2;
+    m.handle(twin.entry(&record), NOW);
+    let detail = m.refusals().latest().next().unwrap().detail.clone();
+    assert!(detail.contains("out of date"), "{detail}");
+}
+
+#[test]
+fn what_the_broker_has_of_this_node_is_known() {
+    let alpha = cluster("alpha", 1);
+    let entry =
+        |lease, record: &Record| WatchEvent::Entry(Entry { revision: 1, lease, signed: alpha.sign(record) });
+    let held = |m: &Membership| m.own_stored().map(|own| own.held);
+    let mut m = membership_of_alpha();
+    let mut record = alpha.record(1, true, 1);
+    m.handle(entry(Lease::Fresh, &record), NOW);
+    assert_eq!(held(&m), Some(true));
+    m.handle(entry(Lease::Lapsed, &record), NOW);
+    assert_eq!(held(&m), Some(false));
+    m.handle(entry(Lease::Fresh, &record), NOW);
+    m.handle(WatchEvent::Reset, NOW);
+    m.handle(bookmark(), NOW);
+    assert_eq!(held(&m), Some(false), "the broker lost it");
+    (record.state, record.version.sequence) = (RecordState::Withdrawn, 2);
+    m.handle(entry(Lease::Fresh, &record), NOW);
+    assert_eq!(held(&m), Some(false));
+    assert_eq!(m.own_high_water(), Some(record.version));
+}
+
+#[test]
+fn refusals_are_bounded_and_stop_being_a_problem() {
+    let beta = cluster("beta", 2);
+    let mut m = membership_of_alpha();
+    for n in 0..200 {
+        let mut record = beta.record(1, true, 1);
+        record.node = format!("liar-{n}").parse().unwrap();
+        record.pod_cidrs = vec!["10.3.0.0/24".parse().unwrap()].into();
+        m.handle(beta.entry(&record), NOW);
+    }
+    assert_eq!(m.refusals().total(), 200);
+    assert_eq!(m.refusals().latest().count(), 32);
+    assert_eq!(m.refusals().problems(NOW).count(), 32);
+    let later = NOW.after(Duration::from_secs(2 * 86_400));
+    assert_eq!(m.refusals().problems(later).count(), 0);
+    assert_eq!(m.refusals().latest().count(), 32, "still named");
 }

@@ -97,8 +97,8 @@ pub fn overview(parts: Parts<'_>) -> Status {
         clusters,
         kernel: parts.kernel,
         attachments: parts.attachments,
-        refusals: parts.membership.refusals().clone(),
-        refused: parts.membership.refused().cloned().collect(),
+        refusals: parts.membership.refusals().counts().clone(),
+        refused: parts.membership.refusals().latest().cloned().collect(),
         workers,
         problems,
     }
@@ -249,7 +249,7 @@ fn problems(parts: &Parts<'_>, clusters: &[ClusterStatus], workers: &[WorkerStat
             ));
         }
     }
-    for refused in parts.membership.refused() {
+    for refused in parts.membership.refusals().problems(parts.now) {
         problems.push(format!("refused {} times, last at {}: {}", refused.times, refused.at, refused.detail));
     }
     problems

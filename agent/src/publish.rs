@@ -5,18 +5,28 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context as _;
 use podspan_broker::client::{Client, Error};
 use podspan_wire::{Bundle, CidrSet, Lane, NodeName, Record, RecordState, SignedRecord, UnixTime, Version};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
+pub use crate::conflict::Seen;
+use crate::conflict::{Way, next_version, way};
 use crate::state::StateDir;
 
 /// How long a record may be taken in after it was signed. A clock an hour off is no matter.
 const LIFETIME: Duration = Duration::from_secs(86_400);
 /// A record is signed anew when half of its lifetime is over.
 const RESIGN_AFTER: Duration = Duration::from_secs(86_400 / 2);
+/// By how much the end of a record may lie beyond its lifetime before it is signed anew: the clock was
+/// set back since.
+const CLOCK_SLACK: Duration = Duration::from_secs(3_600);
+/// What of a broker's word on the time of a lease is believed, in seconds.
+const LEASE_BOUNDS: (u64, u64) = (3, 3_600);
+/// How long a broker can make this node wait.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// The longest pause between two attempts.
 const MAX_BACKOFF: Duration = Duration::from_secs(15);
 
@@ -77,17 +87,6 @@ pub struct Published {
     pub problem: Option<String>,
 }
 
-/// The next version to sign with: the next sequence of the own epoch, or a new epoch where another
-/// version than one's own is known, which is that of a former life whose state was lost.
-#[must_use]
-pub fn next_version(own: Option<Version>, known: Option<Version>, now: UnixTime) -> Version {
-    let known = known.unwrap_or_default();
-    match own {
-        Some(own) if own >= known => Version { epoch: own.epoch, sequence: own.sequence + 1 },
-        _ => Version { epoch: now.0.max(known.epoch + 1), sequence: 1 },
-    }
-}
-
 /// Publishes one node.
 pub struct Publisher {
     /// The way to the brokers.
@@ -98,8 +97,8 @@ pub struct Publisher {
     pub cluster: podspan_wire::ClusterId,
     /// Where versions are kept.
     pub state: Arc<StateDir>,
-    /// The highest version of this node that was seen at the broker.
-    pub seen: watch::Receiver<Option<Version>>,
+    /// What was seen of this node at the broker.
+    pub seen: watch::Receiver<Seen>,
     /// How it goes, for status and metrics.
     pub published: watch::Sender<Published>,
 }
@@ -112,23 +111,27 @@ impl Publisher {
     /// Signs what is announced. The version is on disk before it is signed with.
     ///
     /// # Errors
-    /// If the state directory cannot be read or written.
-    pub fn sign(
-        &self,
-        announcement: &Announcement,
-        state: RecordState,
-    ) -> anyhow::Result<(SignedRecord, Version)> {
-        let known = *self.seen.borrow();
-        let version = next_version(self.state.version()?, known, now());
+    /// If the state directory cannot be read or written, or there is no version left.
+    pub fn sign(&self, announcement: &Announcement, state: RecordState) -> anyhow::Result<Signed> {
+        let known = self.seen.borrow().highest;
+        let version = next_version(self.state.version()?, known, now()).with_context(|| {
+            format!("no higher version is left for {}: give this node another name", announcement.node)
+        })?;
         self.state.keep_version(version)?;
         let record = announcement.record(&self.bundle, &self.cluster, version, state, now());
-        Ok((record.sign(&self.bundle.cluster_key, self.bundle.grant.clone()), version))
+        Ok(Signed {
+            announcement: announcement.clone(),
+            signed: record.sign(&self.bundle.cluster_key, self.bundle.grant.clone()),
+            version,
+            not_after: record.not_after,
+            at: Instant::now(),
+        })
     }
 
     /// Publishes whatever is announced, for ever.
-    pub async fn run(self, mut announcements: watch::Receiver<Option<Announcement>>) {
+    pub async fn run(mut self, mut announcements: watch::Receiver<Option<Announcement>>) {
         let mut failures = 0;
-        let mut current: Option<Signed> = None;
+        let mut progress = Progress::default();
         loop {
             let Some(announcement) = announcements.borrow_and_update().clone() else {
                 if announcements.changed().await.is_err() {
@@ -136,24 +139,35 @@ impl Publisher {
                 }
                 continue;
             };
-            let pause = match self.publish(&announcement, &mut current, &mut announcements).await {
-                Ok(()) => {
-                    failures = 0;
-                    continue;
-                }
+            match self.publish(&announcement, &mut progress, &mut announcements).await {
+                Ok(()) => failures = 0,
                 Err(Halt::Gone) => return,
-                Err(Halt::Retry { problem, after }) => {
-                    if self.published.borrow().problem.as_ref() != Some(&problem) {
-                        warn!(problem, "this node's record is not published");
-                    }
-                    self.published.send_modify(|published| published.problem = Some(problem));
+                Err(Halt::Retry { problem, after, .. }) => {
+                    self.tell(problem);
                     failures += 1;
-                    after.unwrap_or_else(|| backoff(failures))
+                    // A changed announcement is no reason to hammer a broker that refuses.
+                    let pause = backoff(failures);
+                    sleep(after.map_or(pause, |after| after.clamp(pause, LONGEST_WAIT))).await;
                 }
-            };
-            // A changed announcement is no reason to hammer a broker that refuses.
-            sleep(pause).await;
+                Err(Halt::Usurped { problem }) => {
+                    self.tell(problem);
+                    // No fight: the other agent has the name until nobody renews its lease any more.
+                    let free = |seen: &Seen| seen.stored.is_some_and(|stored| !stored.held);
+                    if self.seen.wait_for(free).await.is_err() {
+                        return;
+                    }
+                    progress = Progress::default();
+                    sleep(backoff(1)).await;
+                }
+            }
         }
+    }
+
+    fn tell(&self, problem: String) {
+        if self.published.borrow().problem.as_ref() != Some(&problem) {
+            warn!(problem, "this node's record is not published");
+        }
+        self.published.send_modify(|published| published.problem = Some(problem));
     }
 
     /// Puts the record, then renews its lease until something changes or fails. What could not be put is
@@ -161,43 +175,42 @@ impl Publisher {
     async fn publish(
         &self,
         announcement: &Announcement,
-        current: &mut Option<Signed>,
+        progress: &mut Progress,
         announcements: &mut watch::Receiver<Option<Announcement>>,
     ) -> Result<(), Halt> {
-        let good =
-            |signed: &Signed| &signed.announcement == announcement && signed.at.elapsed() < RESIGN_AFTER;
-        let signed = match current.take().filter(good) {
-            Some(signed) => current.insert(signed),
-            None => {
-                let (record, version) = self
-                    .sign(announcement, RecordState::Active)
-                    .map_err(|error| Halt::retry(format!("{error:#}")))?;
-                current.insert(Signed {
-                    announcement: announcement.clone(),
-                    record,
-                    version,
-                    at: Instant::now(),
-                })
+        let good = |signed: &Signed| &signed.announcement == announcement && signed.is_fresh(now());
+        let signed = match progress.current.take().filter(good) {
+            Some(signed) => signed,
+            None => self
+                .sign(announcement, RecordState::Active)
+                .map_err(|error| Halt::retry(format!("{error:#}")))?,
+        };
+        let signed = &*progress.current.insert(signed);
+        let version = signed.version;
+        let id = podspan_wire::NodeId { cluster: self.cluster.clone(), node: announcement.node.clone() };
+        let mut lease = match self.client.put(&signed.signed).await {
+            Ok(answer) => answer.lease_seconds,
+            Err(error) => {
+                let halt = self.failed(error, version, progress.acknowledged);
+                if !halt.keeps_record() {
+                    progress.current = None;
+                }
+                return Err(halt);
             }
         };
-        let (version, signed_at) = (signed.version, signed.at);
-        let id = podspan_wire::NodeId { cluster: self.cluster.clone(), node: announcement.node.clone() };
-        let mut lease = match self.client.put(&signed.record).await {
-            Ok(answer) => answer.lease_seconds,
-            Err(error) => return Err(self.put_failed(error, current)),
-        };
         info!(%version, "this node's record is published");
+        progress.acknowledged = true;
         self.acknowledged(version);
         loop {
             // A third of the lease: two renewals may be lost.
-            let pause = Duration::from_secs(lease).div_f64(3.0).max(Duration::from_secs(1));
+            let pause = Duration::from_secs(lease.clamp(LEASE_BOUNDS.0, LEASE_BOUNDS.1)) / 3;
             match timeout(jitter(pause), announcements.changed()).await {
                 Ok(Ok(())) if announcements.borrow_and_update().as_ref() == Some(announcement) => continue,
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(_)) => return Err(Halt::Gone),
                 Err(_) => {}
             }
-            if signed_at.elapsed() > RESIGN_AFTER {
+            if !signed.is_fresh(now()) {
                 return Ok(());
             }
             match self.client.renew(&id, version).await {
@@ -205,9 +218,16 @@ impl Publisher {
                     lease = answer.lease_seconds;
                     self.acknowledged(version);
                 }
-                // The broker lost its store, or another one answers now: put again.
+                // The broker lost its store, or another one that is behind answers now: put again.
                 Err(Error::NotFound) => return Ok(()),
-                Err(error) => return Err(self.put_failed(error, current)),
+                Err(Error::Conflict { stored, .. }) if stored < version => return Ok(()),
+                Err(error) => {
+                    let halt = self.failed(error, version, progress.acknowledged);
+                    if !halt.keeps_record() {
+                        progress.current = None;
+                    }
+                    return Err(halt);
+                }
             }
         }
     }
@@ -220,49 +240,96 @@ impl Publisher {
         });
     }
 
-    fn put_failed(&self, error: Error, current: &mut Option<Signed>) -> Halt {
+    /// What follows from an error of the broker's.
+    fn failed(&self, error: Error, version: Version, acknowledged: bool) -> Halt {
         match error {
             Error::Conflict { stored, .. } => {
-                *current = None;
-                // Either this node's state was lost, or another agent announces itself as this node. The
-                // first is mended by a new epoch; the second shows as a conflict that comes back.
-                let raised = self.state.version().ok().flatten().is_none_or(|own| own < stored);
-                if raised && let Err(error) = self.state.keep_version(next_version(None, Some(stored), now()))
-                {
-                    return Halt::retry(format!("{error:#}"));
+                let seen = *self.seen.borrow();
+                match way(version, stored, acknowledged, &seen, now()) {
+                    Way::PutAgain => Halt::retry(format!(
+                        "the broker refused version {version} of this node for the older {stored}: it does not keep \
+                         to its own rules"
+                    )),
+                    Way::Unproven => Halt::retry(format!(
+                        "the broker says that it has version {stored} of this node, but has not shown that record: \
+                         it may not tell the truth"
+                    )),
+                    Way::Usurped => Halt::Usurped {
+                        problem: format!(
+                            "another agent has announced itself as this node since, with version {stored}: give one \
+                             of the two another name; this one stays silent until the other has ended"
+                        ),
+                    },
+                    Way::GoAbove => {
+                        let raised = next_version(None, Some(stored), now());
+                        if let Some(Err(error)) = raised.map(|version| self.state.keep_version(version)) {
+                            return Halt::retry(format!("{error:#}"));
+                        }
+                        Halt::Retry {
+                            problem: format!(
+                                "the broker has version {stored} of this node, which this agent did not sign: if \
+                                 this node was not set up anew just now, another node uses the same name"
+                            ),
+                            after: None,
+                            anew: true,
+                        }
+                    }
                 }
-                Halt::retry(format!(
-                    "the broker has version {stored} of this node, which this agent did not sign: if this node was \
-                     not set up anew just now, another node uses the same name"
-                ))
             }
             Error::RateLimited { after } => Halt::Retry {
                 problem: "the broker asks to slow down".into(),
-                after: Some(after.min(Duration::from_secs(60))),
+                after: Some(after),
+                anew: false,
             },
             other => Halt::retry(other.to_string()),
         }
     }
 }
 
+/// How far publishing has come.
+#[derive(Default)]
+struct Progress {
+    /// What was signed last, and can be put again.
+    current: Option<Signed>,
+    /// Whether a broker has taken a record.
+    acknowledged: bool,
+}
+
 /// A record as it was signed.
-struct Signed {
+pub struct Signed {
     announcement: Announcement,
-    record: SignedRecord,
+    /// The record.
+    pub signed: SignedRecord,
     version: Version,
+    not_after: UnixTime,
     at: Instant,
+}
+
+impl Signed {
+    /// Whether the record need not be signed anew, by this node's clock as it is now: that may have been
+    /// set since.
+    fn is_fresh(&self, now: UnixTime) -> bool {
+        let left = self.not_after.since(now);
+        self.at.elapsed() < RESIGN_AFTER && left > LIFETIME - RESIGN_AFTER && left <= LIFETIME + CLOCK_SLACK
+    }
 }
 
 enum Halt {
     /// The agent ends.
     Gone,
-    /// To be tried again.
-    Retry { problem: String, after: Option<Duration> },
+    /// To be tried again; `anew` with another record.
+    Retry { problem: String, after: Option<Duration>, anew: bool },
+    /// Another agent has this node's name.
+    Usurped { problem: String },
 }
 
 impl Halt {
     fn retry(problem: String) -> Self {
-        Self::Retry { problem, after: None }
+        Self::Retry { problem, after: None, anew: false }
+    }
+
+    fn keeps_record(&self) -> bool {
+        matches!(self, Self::Retry { anew: false, .. })
     }
 }
 
@@ -283,21 +350,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_go_up_whatever_was_lost() {
-        let v = |epoch, sequence| Version { epoch, sequence };
-        let now = UnixTime(1_000);
-        let cases = [
-            ("a new node", None, None, v(1_000, 1)),
-            ("an ordinary restart", Some(v(900, 4)), Some(v(900, 4)), v(900, 5)),
-            ("signed, never put", Some(v(900, 5)), Some(v(900, 4)), v(900, 6)),
-            ("state lost", None, Some(v(900, 4)), v(1_000, 1)),
-            ("state lost, clock behind", None, Some(v(2_000, 4)), v(2_001, 1)),
-            ("an old backup was restored", Some(v(900, 2)), Some(v(900, 4)), v(1_000, 1)),
-        ];
-        for (what, own, known, next) in cases {
-            assert_eq!(next_version(own, known, now), next, "{what}");
-            assert!(next > known.unwrap_or_default() && next > own.unwrap_or_default(), "{what}");
-        }
+    fn a_clock_that_was_set_makes_a_new_record() {
+        let announcement = Announcement {
+            node: "node-1".parse().unwrap(),
+            lanes: Vec::new(),
+            endpoints: Vec::new(),
+            pod_cidrs: CidrSet::default(),
+            service_cidrs: CidrSet::default(),
+            gateway: false,
+        };
+        let alpha = crate::membership::tests::cluster("alpha", 1);
+        let now = UnixTime(1_000_000);
+        let signed = Signed {
+            announcement,
+            signed: alpha.sign(&alpha.record(1, true, 1)),
+            version: Version::default(),
+            not_after: now.after(LIFETIME),
+            at: Instant::now(),
+        };
+        let hour = Duration::from_secs(3_600);
+        assert!(signed.is_fresh(now));
+        assert!(signed.is_fresh(now.after(hour)));
+        assert!(!signed.is_fresh(now.after(hour * 13)), "set forward: others would soon refuse it");
+        assert!(!signed.is_fresh(UnixTime(now.0 - 2 * 3_600)), "set back");
     }
 
     #[test]

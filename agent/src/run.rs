@@ -1,10 +1,13 @@
 //! The agent from start to end.
 
+use std::io::Write as _;
+use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use podspan_broker::client::{Client, ClientConfig};
 use podspan_dataplane::{DEFAULT_HANDSHAKE_LIMIT, Dataplane, Settings};
 use podspan_wire::{Bundle, Lane, RecordState, UnixTime};
@@ -15,11 +18,11 @@ use tracing::{info, warn};
 
 use crate::config::{Config, OnExit};
 use crate::control_socket::ControlSocket;
-use crate::controller::{Controller, Inbox, Outbox, Setup};
+use crate::controller::{Controller, Inbox, Kept, Outbox, Setup};
 use crate::host::{Host, HostSettings};
-use crate::publish::{Published, Publisher};
-use crate::state::{self, StateDir};
-use crate::{files, host, http};
+use crate::publish::{Published, Publisher, Seen};
+use crate::state::StateDir;
+use crate::{bundle_watch, files, host, http};
 
 /// How long a withdrawal may take before the agent ends without it.
 const WITHDRAW_TIME: Duration = Duration::from_secs(5);
@@ -40,6 +43,8 @@ pub fn read_config(path: &Path) -> anyhow::Result<Config> {
 /// # Errors
 /// If it cannot start; once it runs, what goes wrong is shown in the status and tried again.
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    // Heard from here on: a signal during the start ends the agent in order, once it has started.
+    let stop = stop_signal()?;
     // Everything that may be wrong with the files is found before anything in the kernel is touched.
     let bundle_text = files::read_secret(&config.bundle).context("bundle")?;
     let (bundle, grant) =
@@ -48,6 +53,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let state = Arc::new(StateDir::open(&config.state_dir)?);
     let now: UnixTime = SystemTime::now().into();
     let secrets = state.lanes(config.tunnel.lanes, now)?;
+    let kept = Kept::load(&state)?;
     let lanes: Vec<Lane> = (config.tunnel.port..)
         .zip(&secrets)
         .map(|(port, secret)| Lane { key: secret.public(), port })
@@ -71,7 +77,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (host, host_events) = Host::start(HostSettings { state_dir: state.file("host") }).await?;
     let (query_sender, queries) = mpsc::channel(64);
     let (announcement, announcements) = watch::channel(None);
-    let (seen_sender, seen) = watch::channel(None);
+    let (seen_sender, seen) = watch::channel(Seen::default());
     let (published_sender, published) = watch::channel(Published::default());
     let settings = Settings {
         interface: config.tunnel.interface.clone(),
@@ -91,6 +97,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         host: host_events,
         queries,
         published,
+        bundle: bundle_watch::watch(config.bundle.clone(), bundle_text),
     };
     let publisher = |published| Publisher {
         client: client.clone(),
@@ -108,22 +115,24 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         grant: grant.clone(),
         facts,
         state: state.clone(),
+        kept,
         lanes,
         dataplane,
         host,
     };
-    let controller = Controller::start(setup, Outbox { announcement, seen: seen_sender }).await?;
+    let controller = Controller::start(setup, Outbox { announcement, seen: seen_sender }).await;
 
     let announced = announcements.clone();
     let publish = tokio::spawn(publishing.run(announcements));
     let serve = tokio::spawn(socket.serve(query_sender.clone()));
     let health = health.map(|listener| tokio::spawn(http::serve(listener, query_sender)));
 
-    let (dataplane, host) = controller.run(inbox, stop_signal()?).await?;
-    publish.abort();
-    serve.abort();
-    if let Some(health) = health {
-        health.abort();
+    let (dataplane, host) = controller.run(inbox, stop).await;
+    for mut task in [publish, serve].into_iter().chain(health) {
+        task.abort();
+        // Its end is waited for: it holds the state directory or the socket, and a record that is under way
+        // must not follow the withdrawal.
+        let _ = (&mut task).await;
     }
     if config.on_exit == OnExit::Remove {
         let last = announced.borrow().clone();
@@ -145,8 +154,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
 async fn withdraw(publisher: &Publisher, announcement: &crate::publish::Announcement) {
     let withdrawn = async {
-        let (signed, _) = publisher.sign(announcement, RecordState::Withdrawn)?;
-        publisher.client.withdraw(&signed).await.map_err(anyhow::Error::from)
+        let signed = publisher.sign(announcement, RecordState::Withdrawn)?;
+        publisher.client.withdraw(&signed.signed).await.map_err(anyhow::Error::from)
     };
     match timeout(WITHDRAW_TIME, withdrawn).await {
         Ok(Ok(_)) => info!("this node is withdrawn"),
@@ -172,30 +181,47 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
 /// and the socket. Safe when repeated, and after a crash. Each thing that was removed is printed.
 ///
 /// # Errors
-/// If the agent runs, or something cannot be removed.
+/// If the agent runs, or something cannot be removed; the rest is, and what is needed to remove it later
+/// stays.
 pub async fn clean(config: &Config) -> anyhow::Result<()> {
-    if config.state_dir.exists() {
-        // Locks it: an agent that runs would only put everything back.
-        drop(StateDir::open(&config.state_dir)?);
+    // Locked until the end: an agent that runs would only put everything back.
+    let state = match config.state_dir.exists() {
+        true => Some(StateDir::open(&config.state_dir)?),
+        false => None,
+    };
+    if UnixStream::connect(&config.socket).is_ok() {
+        bail!(
+            "an agent answers at {}, with another state directory than {}: stop it first",
+            config.socket.display(),
+            config.state_dir.display()
+        );
     }
     let host_dir: PathBuf = config.state_dir.join("host");
-    let removed = host::clean(&HostSettings { state_dir: host_dir }, &config.tunnel).await?;
-    for what in removed {
-        println!("removed {what}");
+    match host::clean(&HostSettings { state_dir: host_dir }, &config.tunnel).await {
+        Ok(removed) => removed.iter().for_each(|what| say(what)),
+        Err(error) => {
+            error.removed.iter().for_each(|what| say(what));
+            return Err(error.into());
+        }
     }
-    if state::remove(&config.state_dir)? {
-        println!("removed {}", config.state_dir.display());
+    if let Some(state) = state {
+        state.remove()?;
+        say(&config.state_dir.display().to_string());
     }
     let pending = podspan_cni::pending::directory(&config.socket);
     if pending.exists() {
         std::fs::remove_dir_all(&pending).with_context(|| format!("cannot remove {}", pending.display()))?;
-        println!("removed {}", pending.display());
+        say(&pending.display().to_string());
     }
-    // A socket at which somebody answers is an agent's of another state directory.
-    if std::os::unix::net::UnixStream::connect(&config.socket).is_err()
-        && std::fs::remove_file(&config.socket).is_ok()
-    {
-        println!("removed {}", config.socket.display());
+    if std::fs::symlink_metadata(&config.socket).is_ok_and(|there| there.file_type().is_socket()) {
+        std::fs::remove_file(&config.socket)
+            .with_context(|| format!("cannot remove {}", config.socket.display()))?;
+        say(&config.socket.display().to_string());
     }
     Ok(())
+}
+
+/// Prints what was removed. That nobody reads it any more is no reason to stop half-way.
+fn say(what: &str) {
+    let _ = writeln!(std::io::stdout(), "removed {what}");
 }

@@ -116,8 +116,10 @@ impl StateDir {
     /// back since they were last used: WireGuard's handshakes carry the time (TAI64N, paper section
     /// 5.4.2), and peers would refuse ours as replays until the clock has caught up.
     ///
+    /// Keys that are on disk already can be used whether or not it can be written to.
+    ///
     /// # Errors
-    /// If the file cannot be read or written, or randomness fails.
+    /// If the file cannot be read, new keys cannot be written, or randomness fails.
     pub fn lanes(&self, count: usize, now: UnixTime) -> anyhow::Result<Vec<LaneSecret>> {
         let mut keys: Vec<Zeroizing<String>> = match self.load::<Lanes>("lanes.json")? {
             Some(stored) if now.0 + CLOCK_SLACK_SECONDS < stored.used.0 => {
@@ -130,6 +132,7 @@ impl StateDir {
             Some(stored) => stored.keys,
             None => Vec::new(),
         };
+        let stored = keys.len();
         while keys.len() < count {
             keys.push(Zeroizing::new(STANDARD.encode(LaneSecret::generate()?.to_bytes())));
         }
@@ -140,8 +143,15 @@ impl StateDir {
                 self.file("lanes.json").display()
             )
         })?;
-        files::replace_json(&self.file("lanes.json"), &Lanes { keys, used: now })?;
-        Ok(secrets)
+        let made = keys.len() > stored;
+        match files::replace_json(&self.file("lanes.json"), &Lanes { keys, used: now }) {
+            Err(error) if !made => {
+                // A full disk must not keep the node from its tunnels.
+                warn!(error = format!("{error:#}"), "the use of the lanes' keys cannot be noted");
+                Ok(secrets)
+            }
+            written => written.map(|()| secrets),
+        }
     }
 
     /// Notes that the keys are in use at `now`.
@@ -203,7 +213,7 @@ impl StateDir {
     /// # Errors
     /// If it cannot be written.
     pub fn keep_endpoints(&self, endpoints: &Endpoints) -> anyhow::Result<()> {
-        files::replace_json(&self.file("endpoints.json"), endpoints)
+        files::replace_json_quickly(&self.file("endpoints.json"), endpoints)
     }
 
     /// The pods attached through the CNI plugin.
@@ -214,12 +224,13 @@ impl StateDir {
         Ok(self.load("attachments.json")?.unwrap_or_default())
     }
 
-    /// Keeps the pods attached through the CNI plugin.
+    /// Keeps the pods attached through the CNI plugin. They end with the host, so that the disk is not
+    /// waited for: a pod waits for this.
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn keep_attachments(&self, attachments: &[&AttachmentDetail]) -> anyhow::Result<()> {
-        files::replace_json(&self.file("attachments.json"), &attachments)
+        files::replace_json_quickly(&self.file("attachments.json"), &attachments)
     }
 }
 
@@ -230,44 +241,39 @@ fn decode(key: &str) -> anyhow::Result<LaneSecret> {
     Ok(LaneSecret::from_bytes(bytes))
 }
 
-/// Removes everything of an agent that does not run any more. Returns what was removed.
-///
-/// # Errors
-/// If an agent runs on the directory or something cannot be removed.
-pub fn remove(path: &Path) -> anyhow::Result<bool> {
-    if !path.exists() {
-        return Ok(false);
-    }
-    let state = StateDir::open(path)?;
-    for name in ["lanes.json", "version.json", "known.json", "endpoints.json", "attachments.json"] {
-        for file in [
-            state.file(name),
-            state.file(name).with_extension("damaged"),
-            state.file(&format!(".{name}.tmp")),
-        ] {
-            match fs::remove_file(&file) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("cannot remove {}", file.display()));
+impl StateDir {
+    /// Removes everything of an agent that does not run any more, and gives up the lock with it.
+    ///
+    /// # Errors
+    /// If something cannot be removed, or the directory holds what is not podspan's.
+    pub fn remove(self) -> anyhow::Result<()> {
+        for name in ["lanes.json", "version.json", "known.json", "endpoints.json", "attachments.json"] {
+            for file in [
+                self.file(name),
+                self.file(name).with_extension("damaged"),
+                self.file(&format!(".{name}.tmp")),
+            ] {
+                match fs::remove_file(&file) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(error).with_context(|| format!("cannot remove {}", file.display()));
+                    }
+                    _ => {}
                 }
-                _ => {}
             }
         }
-    }
-    for directory in ["host"] {
-        match fs::remove_dir(state.file(directory)) {
+        match fs::remove_dir(self.file("host")) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            other => other.with_context(|| format!("cannot remove {}", state.file(directory).display()))?,
+            other => other.with_context(|| format!("cannot remove {}", self.file("host").display()))?,
         }
+        fs::remove_file(self.file("lock"))
+            .with_context(|| format!("cannot remove {}", self.file("lock").display()))?;
+        fs::remove_dir(&self.path).with_context(|| {
+            format!(
+                "{} holds files that are not podspan's: remove it yourself if nothing in it is needed",
+                self.path.display()
+            )
+        })
     }
-    fs::remove_file(state.file("lock"))
-        .with_context(|| format!("cannot remove {}", state.file("lock").display()))?;
-    fs::remove_dir(path).with_context(|| {
-        format!(
-            "{} holds files that are not podspan's: remove it yourself if nothing in it is needed",
-            path.display()
-        )
-    })?;
-    Ok(true)
 }
 
 #[cfg(test)]
@@ -304,6 +310,34 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_used_though_the_disk_is_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let before = publics(&state.lanes(2, UnixTime(100)).unwrap());
+        // The place of the temporary file is taken: nothing can be written.
+        fs::create_dir(dir.path().join(".lanes.json.tmp")).unwrap();
+        assert_eq!(publics(&state.lanes(2, UnixTime(200)).unwrap()), before);
+        assert!(state.lanes(3, UnixTime(200)).is_err(), "a new key that cannot be kept is not used");
+    }
+
+    #[test]
+    fn damaged_files_do_not_keep_the_agent_from_starting() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        for name in ["lanes.json", "version.json", "known.json", "endpoints.json", "attachments.json"] {
+            fs::write(dir.path().join(name), b"\xff\x00\xfe").unwrap();
+        }
+        assert_eq!(state.lanes(1, UnixTime(1)).unwrap().len(), 1);
+        assert_eq!(state.version().unwrap(), None);
+        assert!(state.known().unwrap().records.is_empty());
+        assert!(state.endpoints().unwrap().is_empty());
+        assert!(state.attachments().unwrap().is_empty());
+        assert!(dir.path().join("known.damaged").exists(), "set aside, not lost");
+        state.remove().unwrap();
+        assert!(!dir.path().exists());
+    }
+
+    #[test]
     fn one_agent_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let _state = StateDir::open(dir.path()).unwrap();
@@ -318,14 +352,12 @@ mod tests {
         let state = StateDir::open(&path).unwrap();
         state.lanes(1, UnixTime(1)).unwrap();
         state.keep_version(Version { epoch: 1, sequence: 1 }).unwrap();
-        drop(state);
-        assert!(remove(&path).unwrap());
+        state.remove().unwrap();
         assert!(!path.exists());
-        assert!(!remove(&path).unwrap());
 
-        drop(StateDir::open(&path).unwrap());
+        let state = StateDir::open(&path).unwrap();
         fs::write(path.join("mine"), "x").unwrap();
-        assert!(remove(&path).unwrap_err().to_string().contains("not podspan's"));
+        assert!(state.remove().unwrap_err().to_string().contains("not podspan's"));
         assert!(path.join("mine").exists());
     }
 }
