@@ -97,6 +97,8 @@ pub struct Section<'t> {
     line: usize,
     entries: Vec<Item<'t>>,
     known: Vec<&'static str>,
+    /// Where the keys stood that were taken.
+    spans: Vec<(&'static str, Range<usize>)>,
 }
 
 struct Item<'t> {
@@ -124,9 +126,15 @@ impl<'t> Reader<'t> {
         self.text.as_bytes()[..end].iter().filter(|&&b| b == b'\n').count() + 1
     }
 
-    /// Notes a fault of a key that was read well but cannot be used.
+    /// Notes a fault of a key that was read well but cannot be used, or that is missing. Nothing is added to
+    /// a key that could not be read: it would only be a consequence.
     pub fn fault(&mut self, section: &Section<'_>, key: &str, message: impl Into<String>) {
-        self.faults.push(Fault { line: section.line, key: section.full(key), message: message.into() });
+        let span = section.spans.iter().find(|(taken, _)| *taken == key).map(|(_, span)| span);
+        let line = span.map_or(section.line, |span| self.line(span));
+        let key = section.full(key);
+        if !self.faults.iter().any(|fault| fault.key == key && fault.line >= line && line > 0) {
+            self.faults.push(Fault { line, key, message: message.into() });
+        }
     }
 
     /// Ends the reading: all faults, or none.
@@ -165,7 +173,7 @@ impl<'t> Section<'t> {
             .into_iter()
             .map(|(key, value)| Item { span: key.span(), key: key.into_inner().into_owned(), value })
             .collect();
-        Self { path, line, entries, known: Vec::new() }
+        Self { path, line, entries, known: Vec::new(), spans: Vec::new() }
     }
 
     fn full(&self, key: &str) -> String {
@@ -181,7 +189,9 @@ impl<'t> Section<'t> {
     fn take(&mut self, key: &'static str) -> Option<Item<'t>> {
         self.known.push(key);
         let index = self.entries.iter().position(|item| item.key == key)?;
-        Some(self.entries.swap_remove(index))
+        let item = self.entries.swap_remove(index);
+        self.spans.push((key, item.span.clone()));
+        Some(item)
     }
 
     fn fault(&self, reader: &mut Reader<'t>, item: &Item<'t>, message: String) {
@@ -390,6 +400,27 @@ mod tests {
              line 3: cidrs: 10.0.0.1/8 has host bits set: did you mean 10.0.0.0/8?\n  \
              line 5: health.listen: \"nowhere\" is not ADDRESS:PORT, such as \"0.0.0.0:7443\" or \"[::1]:7443\"\n  \
              bundle: is missing: the path of the bundle file"
+        );
+    }
+
+    #[test]
+    fn a_fault_found_later_has_the_line_of_its_key_and_is_no_consequence_of_another() {
+        let text = "a = [\"1\"]\nb = [\n\"x\"]\n[s]\nd = 7\n";
+        let (mut reader, mut top) = Reader::new(text);
+        let _: Option<Vec<u8>> = top.list(&mut reader, "a");
+        let _: Option<Vec<u8>> = top.list(&mut reader, "b");
+        let mut section = top.section(&mut reader, "s").unwrap();
+        section.number(&mut reader, "d", 1..=9, 1);
+        reader.fault(&top, "a", "one is too few");
+        reader.fault(&top, "b", "is needed");
+        reader.fault(&top, "c", "is missing");
+        reader.fault(&section, "d", "seven is taken");
+        reader.fault(&section, "e", "is missing");
+        let error = reader.finish("x").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "x: 5 errors\n  line 1: a: one is too few\n  line 3: b: invalid digit found in string\n  \
+             line 4: s.e: is missing\n  line 5: s.d: seven is taken\n  c: is missing"
         );
     }
 
