@@ -216,3 +216,23 @@ fn overlaps_count_only_what_stands() {
     put(&mut registry, &alpha.active("n1", 1), time).unwrap();
     put(&mut registry, &beta.active("n1", 1), time.after(DAY * 2)).unwrap();
 }
+
+#[test]
+fn of_two_clusters_with_one_name_the_earlier_stays() {
+    let (first, second) = (cluster("alpha", 1), cluster("alpha", 2));
+    let time = now();
+    let put = |registry: &mut Registry, signed: &podspan_wire::SignedRecord, time| {
+        registry.put(verified(signed), Duration::ZERO, time)
+    };
+    let mut registry = empty();
+    put(&mut registry, &first.active("n1", 1), time).unwrap();
+    for theirs in [second.active("n2", 1), second.active("n1", 9)] {
+        let error = put(&mut registry, &theirs, time).unwrap_err();
+        assert!(matches!(error, Refused::OtherKey { serial: 1, .. }), "{error}");
+        assert!(error.to_string().contains("another name"), "{error}");
+    }
+    assert_eq!(registry.len(), 1);
+    put(&mut registry, &first.active("n2", 1), time).unwrap();
+    // Once nothing of the first stands any more, the name is free.
+    put(&mut registry, &second.active("n3", 1), time.after(DAY * 2)).unwrap();
+}

@@ -108,7 +108,9 @@ impl From<EngineError> for Failure {
             Refused::Withdrawn { id, stored } => Self::new(409, "withdrawn", message).about(id, Some(stored)),
             Refused::Unknown { id } => Self::new(404, "unknown-node", message).about(id, None),
             Refused::Overlap(overlap) => Self::new(409, "overlap", message).about(overlap.node, None),
-            Refused::Superseded { .. } => Self::new(403, "grant-superseded", message),
+            Refused::Superseded { .. } | Refused::OtherKey { .. } => {
+                Self::new(403, "grant-superseded", message)
+            }
             Refused::Full { .. } => Self::new(507, "full", message),
         }
     }

@@ -17,7 +17,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podspan_wire::api::{Entry, Lease, Token};
-use podspan_wire::{Cidr, ClusterId, NodeId, NodeName, RecordState, UnixTime, VerifiedRecord, Version};
+use podspan_wire::{
+    Cidr, ClusterId, NodeId, NodeName, PublicKey, RecordState, UnixTime, VerifiedRecord, Version,
+};
 
 /// How long past its `notAfter` an active record is kept. Agents refuse it from `notAfter` on; it stays
 /// listed for a while so that a person can see which node stopped publishing.
@@ -116,6 +118,21 @@ pub enum Refused {
         given: u64,
         /// The highest serial seen.
         known: u64,
+    },
+    /// Two grants of one serial for two keys: two clusters were given one name. The earlier stays.
+    #[error(
+        "there are two grants with serial {serial} for cluster {cluster}, one for the key {known}, which was here \
+         first, and one for {given}: give one of the two clusters another name"
+    )]
+    OtherKey {
+        /// The name that both have.
+        cluster: ClusterId,
+        /// The serial that both have.
+        serial: u64,
+        /// The key of the nodes that are stored.
+        known: PublicKey,
+        /// The other key.
+        given: PublicKey,
     },
     /// No further record fits.
     #[error("{what} reached its limit of {limit} records: raise `{key}` in the broker's configuration")]
@@ -276,6 +293,7 @@ impl Registry {
         {
             return Err(Refused::Superseded { cluster, given: serial, known });
         }
+        self.check_key(&verified, time)?;
         let old = self.get(&id).cloned();
         if let Some(old) = &old {
             if old.version() == version && old.verified.signed() == verified.signed() {
@@ -541,6 +559,27 @@ impl Registry {
             });
         }
         Ok(())
+    }
+
+    /// Looks for an active record of the cluster on a grant with the same serial and another key. All that
+    /// stand on one serial have one key, so the first of them decides.
+    fn check_key(&self, verified: &VerifiedRecord, time: UnixTime) -> Result<(), Refused> {
+        let grant = verified.grant();
+        let standing =
+            self.clusters.get(&grant.cluster).into_iter().flat_map(BTreeMap::values).find(|stored| {
+                stored.verified.grant().serial == grant.serial
+                    && !stored.is_withdrawn()
+                    && time <= stored.verified.record().not_after
+            });
+        match standing.map(|stored| stored.verified.grant().cluster_key) {
+            Some(known) if known != grant.cluster_key => Err(Refused::OtherKey {
+                cluster: grant.cluster.clone(),
+                serial: grant.serial,
+                known,
+                given: grant.cluster_key,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Looks for another cluster with an active record whose standing grant overlaps. One node of a
