@@ -51,9 +51,9 @@ impl Calm {
         let end = Instant::now() + time;
         // Connected before anything is done.
         crate::signals::sleep(Duration::from_millis(500))?;
-        let daemons = &world.record.daemons;
+        let daemons = world.record.daemons.iter().filter(|daemon| daemon.process.is_alive());
         Ok(Self {
-            daemons: daemons.iter().map(|daemon| (daemon.name.clone(), daemon.process)).collect(),
+            daemons: daemons.map(|daemon| (daemon.name.clone(), daemon.process)).collect(),
             streams,
             end,
         })
