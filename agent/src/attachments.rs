@@ -289,7 +289,7 @@ mod tests {
         let anew = AttachmentDetail { netns: "/elsewhere".into(), ..detail("a", "x") };
         attachments.attach(anew.clone()).unwrap();
         attachments.forget(&gone);
-        assert_eq!(attachments.details(), [anew.clone()]);
+        assert_eq!(attachments.details(), std::slice::from_ref(&anew));
         attachments.forget(&[anew]);
         assert!(attachments.is_empty());
     }

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use podspan_wire::status::{LaneStatus, NodeStatus, Status};
+use podspan_wire::RefusalKind;
+use podspan_wire::status::{LaneStatus, NodeStatus, Reachability, Status};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -21,6 +22,10 @@ pub fn encode(status: Status) -> Result<String, fmt::Error> {
     prometheus_client::encoding::text::encode(&mut text, &registry)?;
     Ok(text)
 }
+
+/// The states a cluster can be in.
+const STATES: [Reachability; 4] =
+    [Reachability::Up, Reachability::Degraded, Reachability::Connecting, Reachability::Down];
 
 #[derive(Debug)]
 struct StatusMetrics(Status);
@@ -203,14 +208,18 @@ impl Collector for StatusMetrics {
             ),
             family(
                 "cluster_state",
-                "The state of a remote cluster: 1 for the state it is in",
+                "The state of a remote cluster: 1 for the state it is in, 0 for the others",
                 None,
                 Gauge,
                 status
                     .clusters
                     .iter()
-                    .map(|c| {
-                        (vec![("cluster", c.cluster.to_string()), ("state", c.state.label().to_owned())], 1.0)
+                    .flat_map(|c| {
+                        STATES.iter().map(|state| {
+                            let labels =
+                                vec![("cluster", c.cluster.to_string()), ("state", state.label().to_owned())];
+                            (labels, truth(c.state == *state))
+                        })
                     })
                     .collect(),
             ),
@@ -219,10 +228,13 @@ impl Collector for StatusMetrics {
                 "Records and grants that were refused, by reason",
                 None,
                 Counter,
-                status
-                    .refusals
+                // Those that never happened too: what begins at 1 has not risen for whoever asks how fast.
+                RefusalKind::ALL
                     .iter()
-                    .map(|(kind, n)| (vec![("reason", kind.label().to_owned())], *n as f64))
+                    .map(|kind| {
+                        let n = status.refusals.get(kind).copied().unwrap_or(0);
+                        (vec![("reason", kind.label().to_owned())], n as f64)
+                    })
                     .collect(),
             ),
             family(
@@ -238,6 +250,13 @@ impl Collector for StatusMetrics {
                 Some(Unit::Seconds),
                 Gauge,
                 status.broker.last_heard.map(|at| (vec![], at.0 as f64)).into_iter().collect(),
+            ),
+            family(
+                "record_acknowledged_time",
+                "When a broker last acknowledged this node's record or its lease",
+                Some(Unit::Seconds),
+                Gauge,
+                status.broker.last_published.map(|at| (vec![], at.0 as f64)).into_iter().collect(),
             ),
             family(
                 "grant_end_time",
@@ -290,5 +309,138 @@ impl Collector for StatusMetrics {
             ),
         ];
         families.into_iter().try_for_each(|family| family.encode(&mut encoder))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podspan_wire::status::{BrokerStatus, ClusterStatus, KernelStatus, LocalNode, WorkerStatus};
+    use podspan_wire::{CidrSet, ClusterSetId, RootKey, UnixTime, Version};
+    use std::collections::{BTreeMap, BTreeSet};
+
+    fn status() -> Status {
+        let drops: BTreeMap<String, u64> = [("source".to_owned(), 3)].into();
+        let lane = |local| LaneStatus {
+            local,
+            remote: 0,
+            endpoint: None,
+            established: true,
+            handshake_age: Some(1.5),
+            rtt_us: Some(1500),
+            rx_bytes: u64::from(u32::MAX),
+            tx_bytes: 1,
+            rx_packets: 2,
+            tx_packets: 3,
+            drops: drops.clone(),
+        };
+        let cluster = ClusterStatus {
+            cluster: "beta".parse().unwrap(),
+            state: Reachability::Degraded,
+            cidrs: CidrSet::default(),
+            nodes: vec![NodeStatus {
+                id: "beta/node-1".parse().unwrap(),
+                gateway: true,
+                state: Reachability::Up,
+                stale: false,
+                version: Version::default(),
+                pod_cidrs: CidrSet::default(),
+                lanes: vec![lane(0), lane(1)],
+            }],
+        };
+        Status {
+            version: "0.1.0 \"quoted\"\\\n".into(),
+            now: UnixTime(1_795_305_600),
+            started: UnixTime(1_795_305_600),
+            node: LocalNode {
+                cluster_set: ClusterSetId::new(RootKey::from_seed(&[1; 32]).public()),
+                id: "alpha/node-1".parse().unwrap(),
+                gateway: true,
+                endpoints: Vec::new(),
+                lanes: Vec::new(),
+                pod_cidrs: CidrSet::default(),
+                service_cidrs: CidrSet::default(),
+                host_addresses: Vec::new(),
+                record: None,
+                mtu: 1420,
+                source: "file".into(),
+                grant_not_after: UnixTime(1_895_305_600),
+            },
+            broker: BrokerStatus { last_heard: Some(UnixTime(1_795_305_601)), ..BrokerStatus::default() },
+            clusters: vec![cluster],
+            kernel: KernelStatus::default(),
+            attachments: 7,
+            refusals: [(RefusalKind::Replayed, 4)].into(),
+            refused: Vec::new(),
+            workers: vec![WorkerStatus { lane: 0, port: 51840, failed: None, drops }],
+            problems: vec!["x".into()],
+        }
+    }
+
+    /// The name and labels of a sample, and its value; labels may hold escaped quotes (OpenMetrics 1.0,
+    /// section "Text Format").
+    fn sample(line: &str) -> (String, Vec<String>, f64) {
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        let (name, labels) = series.split_once('{').map_or((series, ""), |(name, labels)| {
+            (name, labels.strip_suffix('}').unwrap_or_else(|| panic!("{line}")))
+        });
+        assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'), "{line}");
+        let keys = labels.split("\",").filter_map(|label| Some(label.split_once("=\"")?.0.to_owned()));
+        (name.to_owned(), keys.collect(), value.parse().unwrap_or_else(|_| panic!("{line}")))
+    }
+
+    /// Reads the text as OpenMetrics 1.0 demands it: metadata before samples, each family once, counters
+    /// end in `_total`, a unit ends the family's name, no series twice, `# EOF` at the end.
+    #[test]
+    fn the_text_is_openmetrics() {
+        let text = encode(status()).unwrap();
+        let body = text.strip_suffix("# EOF\n").unwrap_or_else(|| panic!("no EOF: {text}"));
+        let (mut family, mut kinds, mut series) = (String::new(), BTreeMap::new(), BTreeSet::new());
+        let mut values = BTreeMap::new();
+        for line in body.lines() {
+            if let Some(meta) = line.strip_prefix("# ") {
+                let mut words = meta.splitn(3, ' ');
+                let (what, name, rest) =
+                    (words.next().unwrap(), words.next().unwrap(), words.next().unwrap());
+                assert!(name.starts_with("podspan_"), "{line}");
+                match what {
+                    "HELP" => {
+                        assert!(!kinds.contains_key(name), "a family twice: {line}");
+                        family = name.to_owned();
+                    }
+                    "TYPE" => drop(kinds.insert(name.to_owned(), rest.to_owned())),
+                    "UNIT" => assert!(name.ends_with(&format!("_{rest}")), "{line}"),
+                    _ => panic!("{line}"),
+                }
+                assert_eq!(name, family, "{line}");
+                continue;
+            }
+            let (name, labels, value) = sample(line);
+            let expected = match kinds.get(&family).map(String::as_str) {
+                Some("counter") => format!("{family}_total"),
+                Some("gauge") => family.clone(),
+                other => panic!("{line}: {other:?}"),
+            };
+            assert_eq!(name, expected, "{line}");
+            assert!(series.insert(line.rsplit_once(' ').unwrap().0.to_owned()), "twice: {line}");
+            assert!(value.is_finite() && labels.len() == labels.iter().collect::<BTreeSet<_>>().len());
+            values.insert(line.rsplit_once(' ').unwrap().0.to_owned(), value);
+        }
+        assert_eq!(kinds.len(), 25, "{:?}", kinds.keys());
+        for (name, value) in [
+            ("podspan_start_time_seconds", 1_795_305_600.0),
+            (r#"podspan_cluster_state{cluster="beta",state="degraded"}"#, 1.0),
+            (r#"podspan_cluster_state{cluster="beta",state="up"}"#, 0.0),
+            (r#"podspan_records_refused_total{reason="replayed"}"#, 4.0),
+            (r#"podspan_records_refused_total{reason="overlap"}"#, 0.0),
+            ("podspan_broker_connected", 0.0),
+            (
+                r#"podspan_peer_receive_bytes_total{cluster="beta",node="node-1",lane="1",remote_lane="0"}"#,
+                4_294_967_295.0,
+            ),
+            (r#"podspan_peer_rtt_seconds{cluster="beta",node="node-1",lane="0",remote_lane="0"}"#, 0.0015),
+        ] {
+            assert_eq!(values.get(name), Some(&value), "{name} in {text}");
+        }
     }
 }

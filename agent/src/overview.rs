@@ -59,8 +59,7 @@ pub fn overview(parts: Parts<'_>) -> Status {
     let id = NodeId { cluster: parts.grant.cluster.clone(), node: parts.facts.node.clone() };
     let peers: BTreeMap<&NodeId, &PeerStatus> =
         parts.dataplane.peers.iter().map(|peer| (&peer.id, peer)).collect();
-    let young = parts.now.since(parts.started) < CONNECT_TIME;
-    let clusters = clusters(&parts, &peers, young);
+    let clusters = clusters(&parts, &peers);
     let workers: Vec<WorkerStatus> = parts
         .dataplane
         .workers
@@ -104,10 +103,11 @@ pub fn overview(parts: Parts<'_>) -> Status {
     }
 }
 
-fn clusters(parts: &Parts<'_>, peers: &BTreeMap<&NodeId, &PeerStatus>, young: bool) -> Vec<ClusterStatus> {
+fn clusters(parts: &Parts<'_>, peers: &BTreeMap<&NodeId, &PeerStatus>) -> Vec<ClusterStatus> {
     let mut clusters: BTreeMap<ClusterId, (CidrSet, Vec<NodeStatus>)> = BTreeMap::new();
     for (id, node) in parts.membership.nodes() {
         let record = node.verified.record();
+        let young = parts.now.since(node.since) < CONNECT_TIME;
         let lanes: Vec<LaneStatus> =
             peers.get(id).map(|peer| peer.lanes.iter().map(lane).collect()).unwrap_or_default();
         let status = NodeStatus {
@@ -120,7 +120,11 @@ fn clusters(parts: &Parts<'_>, peers: &BTreeMap<&NodeId, &PeerStatus>, young: bo
             lanes,
         };
         let (cidrs, nodes) = clusters.entry(id.cluster.clone()).or_default();
-        *cidrs = cidrs.iter().chain(node.verified.grant().cidrs().iter()).copied().collect();
+        // Most nodes of a cluster stand on one grant.
+        let granted = node.verified.grant().cidrs();
+        if !granted.iter().all(|cidr| cidrs.iter().any(|known| known == cidr)) {
+            *cidrs = cidrs.iter().chain(granted.iter()).copied().collect();
+        }
         nodes.push(status);
     }
     clusters
@@ -181,6 +185,41 @@ fn cluster_state(nodes: &[NodeStatus]) -> Reachability {
     }
 }
 
+/// What is wrong with the way to a cluster, if anything. That it has no gateway at all is told by
+/// [`crate::desired`].
+fn reach_problem(cluster: &ClusterStatus) -> Option<String> {
+    let gateways: Vec<&NodeStatus> = cluster.nodes.iter().filter(|node| node.gateway).collect();
+    let named = |state| {
+        let names: Vec<&str> =
+            gateways.iter().filter(|n| n.state == state).map(|n| n.id.node.as_str()).collect();
+        (names.len(), names.join(", "))
+    };
+    let (down, silent) = named(Reachability::Down);
+    let (degraded, partly) = named(Reachability::Degraded);
+    if gateways.is_empty() {
+        None
+    } else if cluster.state == Reachability::Down {
+        Some(format!(
+            "cluster {} cannot be reached: no gateway of {} answers ({silent}); is its UDP port open?",
+            cluster.cluster,
+            gateways.len(),
+        ))
+    } else if down > 0 {
+        Some(format!(
+            "cluster {}: {down} of {} gateways do not answer ({silent})",
+            cluster.cluster,
+            gateways.len()
+        ))
+    } else if degraded > 0 {
+        Some(format!(
+            "cluster {}: only some lanes work to {partly}; are all of its UDP ports open?",
+            cluster.cluster
+        ))
+    } else {
+        None
+    }
+}
+
 /// What a person should look at, worst first.
 fn problems(parts: &Parts<'_>, clusters: &[ClusterStatus], workers: &[WorkerStatus]) -> Vec<String> {
     let mut problems = Vec::new();
@@ -189,27 +228,7 @@ fn problems(parts: &Parts<'_>, clusters: &[ClusterStatus], workers: &[WorkerStat
             problems.push(format!("the worker of lane {} does not run: {why}", worker.lane));
         }
     }
-    for cluster in clusters {
-        let gateways = || cluster.nodes.iter().filter(|node| node.gateway);
-        let bad: Vec<&str> =
-            gateways().filter(|n| n.state == Reachability::Down).map(|n| n.id.node.as_str()).collect();
-        match cluster.state {
-            Reachability::Down => problems.push(format!(
-                "cluster {} cannot be reached: no gateway of {} answers ({}); is its UDP port open?",
-                cluster.cluster,
-                gateways().count(),
-                bad.join(", ")
-            )),
-            Reachability::Degraded if !bad.is_empty() => problems.push(format!(
-                "cluster {}: {} of {} gateways do not answer ({})",
-                cluster.cluster,
-                bad.len(),
-                gateways().count(),
-                bad.join(", ")
-            )),
-            _ => {}
-        }
-    }
+    problems.extend(clusters.iter().filter_map(reach_problem));
     problems.extend(parts.kernel.failing.iter().map(|failing| format!("in the kernel: {failing}")));
     problems.extend(parts.problems.iter().cloned());
     problems.extend(
@@ -269,6 +288,9 @@ pub fn ready(status: &Status) -> Result<(), Vec<String>> {
         reasons.push("no worker runs".to_owned());
     }
     reasons.extend(status.kernel.failing.iter().cloned());
+    if status.kernel.interface.is_empty() {
+        reasons.push("nothing was set up in the kernel yet".to_owned());
+    }
     if status.broker.last_heard.is_none() && status.clusters.is_empty() {
         reasons.push("no broker was heard yet and nothing is known from before".to_owned());
     }
@@ -318,5 +340,93 @@ mod tests {
                 "{gateway} {established:?} {young}"
             );
         }
+    }
+
+    fn cluster(nodes: &[(bool, Reachability)]) -> ClusterStatus {
+        let nodes: Vec<NodeStatus> = nodes
+            .iter()
+            .enumerate()
+            .map(|(i, &(gateway, state))| NodeStatus {
+                id: format!("beta/node-{i}").parse().unwrap(),
+                gateway,
+                state,
+                stale: false,
+                version: Default::default(),
+                pod_cidrs: CidrSet::default(),
+                lanes: Vec::new(),
+            })
+            .collect();
+        ClusterStatus {
+            cluster: "beta".parse().unwrap(),
+            state: cluster_state(&nodes),
+            cidrs: CidrSet::default(),
+            nodes,
+        }
+    }
+
+    #[test]
+    fn the_way_to_a_cluster_in_words() {
+        use Reachability::{Connecting, Degraded, Down, Up, Via};
+        for (nodes, words) in [
+            (&[(true, Up), (false, Via)][..], None),
+            (&[(true, Connecting), (true, Up)], None),
+            (
+                &[(true, Down), (true, Down)],
+                Some("cannot be reached: no gateway of 2 answers (node-0, node-1)"),
+            ),
+            (&[(true, Up), (true, Down)], Some("1 of 2 gateways do not answer (node-1)")),
+            (&[(true, Degraded), (true, Up)], Some("only some lanes work to node-0")),
+            // Told in other words, by what found it.
+            (&[(false, Via)], None),
+        ] {
+            let problem = reach_problem(&cluster(nodes));
+            match words {
+                None => assert_eq!(problem, None, "{nodes:?}"),
+                Some(words) => assert!(problem.as_ref().unwrap().contains(words), "{nodes:?}: {problem:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_joins_later_is_connecting_at_first() {
+        use crate::membership::tests::{NOW, cluster, membership_of_alpha};
+        let beta = cluster("beta", 2);
+        let mut membership = membership_of_alpha();
+        membership.handle(beta.entry(&beta.record(1, true, 1)), NOW);
+        let alpha = cluster("alpha", 1);
+        let facts = LocalFacts {
+            node: "node-1".parse().unwrap(),
+            gateway: false,
+            endpoints: Vec::new(),
+            pod_cidrs: CidrSet::default(),
+            service_cidrs: CidrSet::default(),
+            underlay: Vec::new(),
+        };
+        let look = |now: UnixTime| {
+            overview(Parts {
+                now,
+                started: UnixTime(NOW.0 - 86_400),
+                grant: &alpha.grant,
+                facts: &facts,
+                source: "file",
+                lanes: &[],
+                mtu: 1420,
+                membership: &membership,
+                dataplane: &podspan_dataplane::Status::default(),
+                kernel: KernelStatus::default(),
+                broker: &BrokerStatus::default(),
+                published: &Published::default(),
+                attachments: 0,
+                problems: &[],
+            })
+        };
+        let state = |status: &Status| status.clusters[0].state;
+        let status = look(NOW.after(Duration::from_secs(2)));
+        assert_eq!(state(&status), Reachability::Connecting);
+        assert!(!status.problems.iter().any(|problem| problem.contains("beta")), "{:?}", status.problems);
+        assert!(ready(&status).unwrap_err().iter().any(|why| why.contains("kernel")));
+        let status = look(NOW.after(CONNECT_TIME));
+        assert_eq!(state(&status), Reachability::Down);
+        assert!(status.problems.iter().any(|problem| problem.contains("beta cannot be reached")));
     }
 }
