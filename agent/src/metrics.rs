@@ -5,7 +5,7 @@ use std::fmt;
 use podspan_wire::RefusalKind;
 use podspan_wire::status::{LaneStatus, NodeStatus, Reachability, Status};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -44,15 +44,17 @@ struct Family {
 impl Family {
     fn encode(self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut family = encoder.encode_descriptor(self.name, self.help, self.unit.as_ref(), self.kind)?;
-        for (labels, value) in self.values {
-            let metric = family.encode_family(&labels)?;
-            match self.kind {
-                // Counts stay below 2^53.
-                MetricType::Counter => ConstCounter::new(value as u64).encode(metric)?,
-                _ => ConstGauge::new(value).encode(metric)?,
-            }
+        let encode = |value: f64, metric: MetricEncoder<'_>| match self.kind {
+            // Counts stay below 2^53.
+            MetricType::Counter => ConstCounter::new(value as u64).encode(metric),
+            _ => ConstGauge::new(value).encode(metric),
+        };
+        if let [(labels, value)] = self.values.as_slice()
+            && labels.is_empty()
+        {
+            return encode(*value, family);
         }
-        Ok(())
+        self.values.iter().try_for_each(|(labels, value)| encode(*value, family.encode_family(labels)?))
     }
 }
 
