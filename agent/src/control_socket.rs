@@ -3,18 +3,19 @@
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use podspan_wire::local::{Answer, MAX_LINE, Request};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-/// How many clients are served at a time; a further one waits.
+use crate::places::Places;
+
+/// How many clients are served at a time; for a further one the first is let go.
 const MAX_CLIENTS: usize = 256;
 /// How long a client may take over a line, or be silent.
 const IDLE: Duration = Duration::from_secs(60);
@@ -72,17 +73,15 @@ impl ControlSocket {
 
     /// Serves clients for ever.
     pub async fn serve(self, queries: mpsc::Sender<Query>) {
-        let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+        let mut places = Places::new(MAX_CLIENTS);
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let queries = queries.clone();
-                    tokio::spawn(async move {
+                    places.serve(async move {
                         if let Err(error) = client(stream, queries).await {
                             debug!(%error, "a client of the unix socket was let go");
                         }
-                        drop(place);
                     });
                 }
                 Err(error) => {
@@ -178,6 +177,11 @@ mod tests {
         assert!(exchange(&path, b"").await.is_empty());
         assert!(exchange(&path, &vec![b'x'; MAX_LINE + 10]).await.contains("at most"));
         assert!(exchange(&path, ready.as_bytes()).await.contains("done"), "it still answers");
+        let mut silent = Vec::new();
+        for _ in 0..MAX_CLIENTS + 10 {
+            silent.push(UnixStream::connect(&path).await.unwrap());
+        }
+        assert!(exchange(&path, ready.as_bytes()).await.contains("done"), "whoever holds the places");
         server.abort();
     }
 

@@ -339,7 +339,7 @@ mod tests {
         let (beta, gamma) = (cluster("beta", 2), cluster("gamma", 3));
         let mut record = beta.record(1, true, 1);
         record.endpoints.insert(0, "10.3.0.9".parse().unwrap());
-        let state = state(false, |_| (), vec![beta.entry(&record), gamma.entry(&gamma.record(1, true, 1))]);
+        let state = state(false, |_| (), vec![gamma.entry(&gamma.record(1, true, 1)), beta.entry(&record)]);
         assert_eq!(state.table.peers[0].endpoints.len(), 1);
         assert!(state.problems.iter().any(|p| p.contains("10.3.0.9")), "{:?}", state.problems);
     }

@@ -1,7 +1,6 @@
 //! `/healthz`, `/readyz` and `/metrics`, where the settings ask for them.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,14 +15,15 @@ use hyper_util::service::TowerToHyperService;
 use podspan_wire::local::{Answer, Request};
 use podspan_wire::status::Status;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::warn;
 
 use crate::control_socket::Query;
+use crate::places::Places;
 use crate::{metrics, overview};
 
-/// How many connections are open at a time; a further one is closed.
+/// How many connections are open at a time; for a further one the first is closed.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a request's head may take, and how long a connection may be idle.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
@@ -55,14 +55,12 @@ pub async fn serve(listener: TcpListener, queries: mpsc::Sender<Query>) {
         .route("/readyz", get(readiness))
         .route("/metrics", get(scrape))
         .with_state(queries);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut places = Places::new(MAX_CONNECTIONS);
     loop {
-        // Let in and turned away at once when full, so that what waits in the backlog is not stale.
         match listener.accept().await {
             Ok((stream, _)) => {
-                let Ok(place) = places.clone().try_acquire_owned() else { continue };
                 let app = TowerToHyperService::new(app.clone());
-                tokio::spawn(async move {
+                places.serve(async move {
                     let connection = http1::Builder::new()
                         .timer(TokioTimer::new())
                         .header_read_timeout(HEAD_WITHIN)
@@ -70,7 +68,6 @@ pub async fn serve(listener: TcpListener, queries: mpsc::Sender<Query>) {
                         .serve_connection(TokioIo::new(stream), app);
                     // How a client fares is its own affair.
                     let _ = timeout(CONNECTION_WITHIN, connection).await;
-                    drop(place);
                 });
             }
             Err(error) => {
@@ -152,7 +149,9 @@ mod tests {
         for _ in 0..MAX_CONNECTIONS + 10 {
             silent.push(TcpStream::connect(address).await.unwrap());
         }
-        assert_eq!(ask(address, get).await, "", "full: closed at once, not kept waiting");
+        let begin = std::time::Instant::now();
+        assert!(ask(address, get).await.contains("503"), "full: the first is closed, not the one who asks");
+        assert!(begin.elapsed() < Duration::from_secs(2), "nobody waits for the silent");
         drop(silent);
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(ask(address, get).await.contains("503"));

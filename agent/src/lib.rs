@@ -28,6 +28,7 @@ pub mod http;
 pub mod membership;
 pub mod metrics;
 pub mod overview;
+pub mod places;
 pub mod publish;
 pub mod refusals;
 pub mod run;

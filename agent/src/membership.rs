@@ -4,12 +4,13 @@
 //! named, and never keeps another from being taken in.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use podspan_wire::api::{Entry, Lease, WatchEvent};
 use podspan_wire::{
-    CidrSet, ClusterId, Grant, HighWater, NodeId, PublicKey, RecordState, Refusal, RefusalKind, SignedRecord,
-    Trust, UnixTime, VerifiedRecord, Version,
+    Cidr, CidrSet, ClusterId, Grant, HighWater, NodeId, PublicKey, Record, RecordState, Refusal, RefusalKind,
+    SignedRecord, Trust, UnixTime, VerifiedRecord, Version,
 };
 
 use crate::refusals::Refusals;
@@ -369,6 +370,19 @@ impl Membership {
         let mut last = None;
         for node in self.nodes.values() {
             let other = node.verified.grant();
+            if other.cluster != grant.cluster
+                && let Some((theirs, endpoint)) = covered_endpoint(&cidrs, node.verified.record())
+            {
+                return Err(Refusal::new(
+                    RefusalKind::Overlap,
+                    format!(
+                        "cluster {} announces {theirs}, in which the endpoint {endpoint} of {} lies, known before \
+                         it: its tunnels would lead into themselves; one of the two needs other addresses",
+                        grant.cluster,
+                        node.verified.record().id()
+                    ),
+                ));
+            }
             if other.cluster == grant.cluster
                 || last.replace((&other.cluster, other.serial)) == Some((&other.cluster, other.serial))
             {
@@ -498,6 +512,14 @@ impl Membership {
         changes |= self.reconsider(now);
         changes
     }
+}
+
+/// The endpoint of a gateway that lies within one of these CIDRs: a route to the CIDR would cut it off.
+fn covered_endpoint(cidrs: &CidrSet, record: &Record) -> Option<(Cidr, IpAddr)> {
+    let endpoints = record.endpoints.iter().filter(|_| record.gateway);
+    endpoints
+        .filter_map(|endpoint| Some((*cidrs.iter().find(|cidr| cidr.contains(*endpoint))?, *endpoint)))
+        .next()
 }
 
 #[cfg(test)]

@@ -144,6 +144,28 @@ fn of_two_overlapping_clusters_the_earlier_stays_over_restarts() {
 }
 
 #[test]
+fn a_cluster_that_would_swallow_the_endpoints_of_another_is_refused() {
+    let (beta, mut gamma) = (cluster("beta", 2), cluster("gamma", 3));
+    // Beta's gateway node-1 is at 192.0.2.21.
+    gamma.grant.pod_cidrs = ["192.0.2.0/27".parse().unwrap()].into_iter().collect();
+    let mut record = gamma.record(1, true, 1);
+    record.pod_cidrs = gamma.grant.pod_cidrs.clone();
+    record.service_cidrs = CidrSet::default();
+    record.endpoints = vec!["203.0.113.1".parse().unwrap()];
+
+    let mut membership = membership_of_alpha();
+    membership.handle(beta.entry(&beta.record(1, true, 1)), NOW);
+    membership.handle(gamma.entry(&record), NOW);
+    assert_eq!(membership.nodes().len(), 1);
+    assert_eq!(membership.refusals().counts()[&RefusalKind::Overlap], 1);
+    // An ordinary node's addresses are dialled by nobody.
+    let mut membership = membership_of_alpha();
+    membership.handle(beta.entry(&beta.record(1, false, 1)), NOW);
+    membership.handle(gamma.entry(&record), NOW);
+    assert_eq!(membership.nodes().len(), 2);
+}
+
+#[test]
 fn overlap_with_this_node_is_refused() {
     let mut m = membership_of_alpha();
     let mut beta = cluster("beta", 2);
