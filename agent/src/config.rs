@@ -77,6 +77,14 @@ pub struct Tunnel {
     pub persistent_keepalive: Duration,
 }
 
+/// Outer packets' mark. Clear of the bits that kube-proxy (0x4000, 0x8000), Cilium (0x0f00), Calico and
+/// Weave (the upper 16) and the AWS VPC CNI (0x80) give a meaning of their own.
+const DEFAULT_FWMARK: u32 = 0x3073;
+
+/// Bits by which kube-proxy knows packets to masquerade (`--iptables-masquerade-bit`, 14) and, in versions
+/// before 1.28, kubelet those to drop (15).
+const KUBE_PROXY_BITS: u32 = 0xc000;
+
 impl Default for Tunnel {
     fn default() -> Self {
         Self {
@@ -84,7 +92,7 @@ impl Default for Tunnel {
             lanes: std::thread::available_parallelism().map_or(1, |n| n.get().min(4)),
             port: podspan_wire::DEFAULT_PORT,
             mtu: None,
-            fwmark: 0x7073,
+            fwmark: DEFAULT_FWMARK,
             table: 7183,
             rule_priority: 5183,
             persistent_keepalive: Duration::from_secs(25),
@@ -185,12 +193,20 @@ impl Config {
         if (253..=255).contains(&table) {
             r.fault(s, "table", format!("{table} is one of the kernel's own tables: use another number"));
         }
+        let fwmark = s.number(r, "fwmark", 1..=u32::MAX.into(), default.fwmark.into()) as u32;
+        if fwmark & KUBE_PROXY_BITS != 0 {
+            let message = format!(
+                "{fwmark:#x} has bits 0x4000 or 0x8000, by which kube-proxy knows packets to masquerade and to \
+                 drop: use a mark without them"
+            );
+            r.fault(s, "fwmark", message);
+        }
         let tunnel = Tunnel {
             interface,
             lanes: lanes as usize,
             port: port as u16,
             mtu: (mtu != 0).then_some(mtu as u32),
-            fwmark: s.number(r, "fwmark", 1..=u32::MAX.into(), default.fwmark.into()) as u32,
+            fwmark,
             table: table as u32,
             rule_priority: s.number(r, "rule-priority", 1..=32765, default.rule_priority.into()) as u32,
             persistent_keepalive: Duration::from_secs(s.number(
@@ -224,7 +240,7 @@ interface = "podspan0"
 lanes = 2
 port = 51840
 mtu = 1420
-fwmark = 28787
+fwmark = 12403
 table = 7183
 rule-priority = 5183
 persistent-keepalive-seconds = 25
@@ -269,6 +285,7 @@ persistent-keepalive-seconds = 25
             ("tunnel.mtu", "mtu = 1279"),
             ("tunnel.mtu", "mtu = -1"),
             ("tunnel.fwmark", "fwmark = 0"),
+            ("tunnel.fwmark", "fwmark = 0x7073"),
             ("tunnel.table", "table = 254"),
             ("tunnel.rule-priority", "rule-priority = 32766"),
             ("tunnel.persistent-keepalive-seconds", "persistent-keepalive-seconds = \"often\""),
