@@ -8,11 +8,11 @@
 //! | `transit` | prerouting raw | exempts from connection tracking what only passes through this gateway to a pod of another node: the reply takes another way, tracking would see half a connection, and kube-proxy drops what looks invalid |
 //! | `mss` | forward mangle | clamps the TCP maximum segment size to the tunnel's MTU, both ways |
 //! | `leak_forward`, `leak_output` | forward, output filter | drops what is bound for a remote CIDR and would leave in clear, by any other interface |
-//! | `source` | postrouting srcnat - 1 | keeps pods' source addresses, gives the host's traffic an address the far side can answer, and brings service traffic back |
+//! | `source` | postrouting srcnat - 50 | keeps pods' source addresses, gives the host's traffic an address the far side can answer, and brings service traffic back |
 //!
 //! An accept in one nat chain does not keep another from masquerading; a translation of the source to itself
-//! does, since a connection's source is translated once. Hence `snat to saddr`, one priority before the CNIs'
-//! chains.
+//! does, since a connection's source is translated once. Hence `snat to saddr`, well before the CNIs' chains:
+//! iptables masquerades at srcnat itself, kindnet's own table at srcnat - 10.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -162,7 +162,7 @@ fn source(text: &mut String, interface: &str, desired: &HostDesired) {
             ));
         }
     }
-    chain(text, "source", "nat hook postrouting priority srcnat - 1", &rules);
+    chain(text, "source", "nat hook postrouting priority srcnat - 50", &rules);
 }
 
 #[cfg(test)]
