@@ -189,7 +189,7 @@ fn broker_refuses(world: &mut World, findings: &mut Findings) -> Result<()> {
     findings.require(said && problems.iter().any(|p| p.contains("beta")), || {
         format!("an agent whose grant overlaps beta's says: {problems:?}")
     });
-    stray.end(world, false)?;
+    stray.end(world)?;
     calm.check(world, &[], findings)?;
     std::fs::remove_file(&out).context("delta's bundle")
 }
@@ -256,7 +256,7 @@ fn second_beta(world: &mut World, findings: &mut Findings) -> Result<()> {
         findings
             .require(!knows(&world.agent_status(&node)?, &id), || format!("{}: {id} is in use", node.name));
     }
-    stray.end(world, false)?;
+    stray.end(world)?;
     calm.check(world, &[STRAY], findings)?;
     std::fs::remove_file(&out).context("the second beta's bundle")
 }

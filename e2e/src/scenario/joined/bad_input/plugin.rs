@@ -33,7 +33,7 @@ pub(super) fn stdin(world: &mut World) -> Result<()> {
         ("no UTF-8".into(), b"\xff\xfe\x00\x01".to_vec(), DECODE),
         ("random bytes".into(), random.bytes(4096), DECODE),
         ("a list".into(), b"[]".to_vec(), DECODE),
-        ("2 MiB".into(), vec![b' '; 2 * 1024 * 1024], DECODE),
+        ("2 MiB".into(), format!("{{\"name\":\"{}\"}}", "x".repeat(2 * 1024 * 1024)).into_bytes(), DECODE),
         ("2 MiB of brackets".into(), vec![b'['; 2 * 1024 * 1024], DECODE),
     ];
     for length in (1..good.len()).step_by(23) {
@@ -50,7 +50,7 @@ pub(super) fn stdin(world: &mut World) -> Result<()> {
     for (key, from, to) in [
         ("name", "\"name\":\"pods\"", "\"name\":7"),
         ("socket", "\"socket\":\"", "\"onFailure\":\"maybe\",\"socket\":\""),
-        ("socket", "\"socket\":\"", "\"timeout\":{},\"socket\":\""),
+        ("socket", "\"socket\":\"", "\"timeoutMs\":{},\"socket\":\""),
         ("prevResult", "\"ips\":[]", "\"ips\":7"),
     ] {
         let input = good.replace(from, to);

@@ -283,7 +283,7 @@ pub(super) fn running(world: &mut World) -> Result<()> {
     const PROBLEM: &str = "the facts about this node cannot be used";
     let node = world.node("beta-2")?.clone();
     let mut findings = Findings::default();
-    let calm = Calm::watch(world, &WAYS, Duration::from_secs(26))?;
+    let calm = Calm::watch(world, &WAYS, Duration::from_secs(17))?;
     let file = state::path(world::node_directory(&node)).join("node.toml");
     let good = std::fs::read_to_string(&file).context("node.toml")?;
     let facts = |world: &World| -> Result<_> {

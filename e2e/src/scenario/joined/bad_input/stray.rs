@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nix::sys::signal::Signal;
 use podspan_wire::status::Status;
 
 use crate::agent_socket;
@@ -51,18 +50,9 @@ impl Stray {
         Ok((said, problems))
     }
 
-    /// Ends it; `kill` for one that has no time to withdraw. Nothing of it is left on its host.
-    pub(super) fn end(self, world: &World, kill: bool) -> Result<()> {
-        let process = world.daemon(STRAY)?;
-        if kill {
-            process.signal(Signal::SIGKILL)?;
-            process.wait(Duration::from_secs(5))?;
-            Cmd::new(&world.programs()?.agent)
-                .args(["clean", "--config"])
-                .arg(self.directory.join("agent.toml"))
-                .within(&world.topology.internet.netns())
-                .run_ok()?;
-        } else if !process.end(Duration::from_secs(10))? {
+    /// Ends it: it withdraws its record and leaves nothing on its host.
+    pub(super) fn end(self, world: &World) -> Result<()> {
+        if !world.daemon(STRAY)?.end(Duration::from_secs(10))? {
             anyhow::bail!("the stray agent did not end by itself");
         }
         std::fs::remove_dir_all(&self.directory).context("the stray agent's directory")
