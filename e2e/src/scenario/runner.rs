@@ -37,6 +37,12 @@ const CARGO_TESTS: [(&str, &str, &[&str]); 2] = [
     ),
 ];
 
+/// An error with its causes, and without the backtrace that `RUST_BACKTRACE` would add: what failed is the
+/// world under test, not this program.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).collect::<Vec<_>>().join("\n  because: ")
+}
+
 #[derive(Debug, Default)]
 struct Tally {
     passed: u64,
@@ -178,7 +184,7 @@ fn run_world(setting: Setting, group: &[Scenario], means: &Means<'_>, tally: &mu
                 Err(error) => {
                     signals::check()?;
                     tally.fail(&name, 1);
-                    screen.line(&format!("FAILED: {name}: {error:?}"));
+                    screen.line(&format!("FAILED: {name}: {}", told(&error)));
                     continue;
                 }
             },
