@@ -5,7 +5,7 @@
 //! each routing table, for the day when the configuration names another.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -80,21 +80,22 @@ impl State {
     /// If the directory cannot be written to; what stood there before then still stands.
     pub(super) fn store(&self, directory: &Path) -> io::Result<()> {
         std::fs::create_dir_all(directory)?;
-        let temporary = directory.join(format!(".{FILE}.new"));
-        let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec_pretty(self)?)?;
-        file.write_all(b"\n")?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, directory.join(FILE))?;
-        std::fs::File::open(directory)?.sync_all()
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        crate::files::replace(&directory.join(FILE), &text)
+            .map_err(|error| io::Error::other(format!("{error:#}")))
     }
 
     /// Removes the file; that there is none is as good.
     pub(super) fn remove(directory: &Path) -> io::Result<()> {
-        match std::fs::remove_file(directory.join(FILE)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        // The second is what a crash in the middle of a write leaves.
+        for name in [FILE.to_owned(), format!(".{FILE}.tmp")] {
+            match std::fs::remove_file(directory.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     /// Remembers a sysctl before its first change; later changes do not touch what was noted then.
@@ -146,6 +147,7 @@ mod tests {
         let read = State::load(directory.path()).unwrap();
         assert_eq!(read, state);
         assert_eq!(read.sysctls[0].before, "0");
+        std::fs::write(directory.path().join(format!(".{FILE}.tmp")), "{").unwrap();
         State::remove(directory.path()).unwrap();
         State::remove(directory.path()).unwrap();
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
