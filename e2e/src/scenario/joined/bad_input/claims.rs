@@ -131,7 +131,7 @@ pub(super) fn overlap(world: &mut World) -> Result<()> {
     records.push(good.record("n", RecordState::Active, 1)?);
     let last = id_of(&records[6])?;
 
-    let calm = Calm::watch(world, &WAYS, Duration::from_secs(14))?;
+    let calm = Calm::watch(world, &WAYS, Duration::from_secs(10))?;
     with_lies(world, &Lies { records, lines: Vec::new() }, |world| {
         let taken = arrived(world, &last, true)?;
         findings.require(taken, || "the good cluster after the bad ones was not taken in".into());
@@ -197,11 +197,11 @@ fn broker_refuses(world: &mut World, findings: &mut Findings) -> Result<()> {
 pub(super) fn names(world: &mut World) -> Result<()> {
     let mut findings = Findings::default();
     let signer = Signer::new()?;
-    let pods = &["10.44.0.0/16"];
+    let pods = &["10.45.0.0/16"];
     let (first, twin, later) = (
-        signer.grant("delta", 11, 1, pods)?,
-        signer.grant("delta", 12, 1, pods)?,
-        signer.grant("delta", 12, 2, pods)?,
+        signer.grant("epsilon", 11, 1, pods)?,
+        signer.grant("epsilon", 12, 1, pods)?,
+        signer.grant("epsilon", 12, 2, pods)?,
     );
     let beta_twin = signer.grant("beta", 13, 1, &["10.2.0.0/16"])?;
     let active =
@@ -212,10 +212,10 @@ pub(super) fn names(world: &mut World) -> Result<()> {
     let records =
         vec![beta_record.clone(), gone.clone(), twin_record.clone(), stays.clone(), old_record.clone()];
 
-    let calm = Calm::watch(world, &WAYS, Duration::from_secs(14))?;
+    let calm = Calm::watch(world, &WAYS, Duration::from_secs(10))?;
     with_lies(world, &Lies { records, lines: Vec::new() }, |world| {
         let taken = arrived(world, &id_of(&stays)?, true)?;
-        findings.require(taken, || "the later grant of delta was not taken in".into());
+        findings.require(taken, || "the later grant of epsilon was not taken in".into());
         for node in observers(world)? {
             let status = world.agent_status(&node)?;
             let superseded = RefusalKind::GrantSuperseded;
@@ -244,7 +244,7 @@ fn second_beta(world: &mut World, findings: &mut Findings) -> Result<()> {
     let set = copy_of_set("beta")?;
     let out = state::path("podspan/second-beta.bundle");
     grant(world, &set, "beta", "10.2.0.0/16", &out)?.run_ok()?;
-    let calm = Calm::watch(world, &WAYS, Duration::from_secs(12))?;
+    let calm = Calm::watch(world, &WAYS, Duration::from_secs(5))?;
     let stray = Stray::start(world, &out, "beta-9", "10.2.9.0/24")?;
     let (said, problems) = stray.says(SAID, "another name")?;
     findings

@@ -38,7 +38,7 @@ fn with_clock(cmd: Cmd, offset: &str) -> Result<Cmd> {
 
 pub(super) fn off(world: &mut World) -> Result<()> {
     let mut findings = Findings::default();
-    let calm = Calm::watch(world, &OTHERS, Duration::from_secs(35))?;
+    let calm = Calm::watch(world, &OTHERS, Duration::from_secs(25))?;
     // An ordinary node and a gateway; behind, ahead, and back to what is right, which is an hour back.
     for (node, pod, far) in [("beta-2", "beta/pod3", "alpha/pod5"), ("beta-1", "beta/pod1", "alpha/pod3")] {
         let mut keys = Vec::new();

@@ -54,7 +54,7 @@ pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
         ),
         scenario(
             "bad-node-name",
-            "two nodes of one name: both say so, all others' traffic goes on",
+            "two nodes of one name: it is said and stays said, all others' traffic goes on",
             namesakes::nodes,
         ),
         scenario(

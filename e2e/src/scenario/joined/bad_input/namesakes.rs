@@ -22,7 +22,7 @@ const NOTICED: Duration = Duration::from_secs(20);
 const BACK: Duration = Duration::from_secs(20);
 
 pub(super) fn nodes(world: &mut World) -> Result<()> {
-    const PROBLEM: &str = "another node uses the same name";
+    const PROBLEM: &str = "another agent has announced itself as this node";
     let mut findings = Findings::default();
     let node = world.node("alpha-3")?.clone();
     let calm = Calm::watch(world, &OTHERS, Duration::from_secs(40))?;

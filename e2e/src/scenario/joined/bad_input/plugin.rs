@@ -20,7 +20,7 @@ const INVALID_CONFIG: u32 = 7;
 
 pub(super) fn stdin(world: &mut World) -> Result<()> {
     let mut findings = Findings::default();
-    let calm = Calm::watch(world, &WAYS, Duration::from_secs(6))?;
+    let calm = Calm::watch(world, &WAYS, Duration::from_secs(4))?;
     let node = world.node("beta-2")?.clone();
     let before = world.agent_status(&node)?.attachments;
     let good = format!(

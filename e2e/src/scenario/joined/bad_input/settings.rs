@@ -27,7 +27,7 @@ interface = "podspan0"
 lanes = 2
 port = 51840
 mtu = 1420
-fwmark = 28787
+fwmark = 12403
 table = 7183
 rule-priority = 5183
 persistent-keepalive-seconds = 25
@@ -179,7 +179,7 @@ fn each_field(
 
 pub(super) fn files(world: &mut World) -> Result<()> {
     let mut findings = Findings::default();
-    let calm = Calm::watch(world, &WAYS, Duration::from_secs(12))?;
+    let calm = Calm::watch(world, &WAYS, Duration::from_secs(6))?;
     let directory = state::directory("bad")?;
     let programs = world.programs()?.clone();
     // Should one of them start after all, it is where it does no harm, and is ended.
@@ -283,7 +283,7 @@ pub(super) fn running(world: &mut World) -> Result<()> {
     const PROBLEM: &str = "the facts about this node cannot be used";
     let node = world.node("beta-2")?.clone();
     let mut findings = Findings::default();
-    let calm = Calm::watch(world, &WAYS, Duration::from_secs(17))?;
+    let calm = Calm::watch(world, &WAYS, Duration::from_secs(12))?;
     let file = state::path(world::node_directory(&node)).join("node.toml");
     let good = std::fs::read_to_string(&file).context("node.toml")?;
     let facts = |world: &World| -> Result<_> {

@@ -33,7 +33,7 @@ pub(super) fn noise(world: &mut World) -> Result<()> {
     world.record.namespaces.push(GUEST.to_owned());
     world.record.save()?;
     guest.create()?;
-    let calm = Calm::watch(world, &WAYS, Duration::from_secs(10))?;
+    let calm = Calm::watch(world, &WAYS, Duration::from_secs(5))?;
     serves(world, &node, &runtime, &guest, "before", &mut findings)?;
     for (what, bytes, answered) in inputs() {
         let said = say(&node, &bytes).with_context(|| what.to_owned())?;
