@@ -8,7 +8,6 @@ use anyhow::{Context, Result};
 use crate::probe::{self, Job, Outcome, Pending, Task};
 use crate::process::ProcessId;
 use crate::scenario::Findings;
-use crate::screen::Screen;
 use crate::topology::{Family, POD_PORT};
 use crate::world::{self, World};
 
@@ -63,8 +62,6 @@ impl Calm {
     /// Waits for the streams' end. None was held up or lost more than noise, every daemon but `changed` is the
     /// same process, no log tells of a panic, and all ways work afterwards.
     pub(super) fn check(self, world: &World, changed: &[&str], findings: &mut Findings) -> Result<()> {
-        let left = self.end.saturating_duration_since(Instant::now());
-        Screen::new(false).line(&format!("done {:.0} s before the end of the streams", left.as_secs_f64()));
         let late = Instant::now().saturating_duration_since(self.end);
         findings.require(late.is_zero(), || {
             format!("what was done took {late:?} longer than the traffic that watched it")

@@ -101,7 +101,7 @@ fn restart(
     findings.require(back <= BACK, || {
         format!("{what}: traffic was back after {:.1} s, not within {} s", back.as_secs_f64(), BACK.as_secs())
     });
-    Screen::new(false).line(&format!("{what}: traffic after {:.1} s", back.as_secs_f64()));
+    Screen::new(false).raw(&format!("           {what}: traffic after {:.1} s", back.as_secs_f64()));
     // The clock really is as it was meant to be, and the record was taken.
     let mut seen = None;
     let published = wait_for(Duration::from_secs(5), || {

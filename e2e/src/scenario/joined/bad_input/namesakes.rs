@@ -25,7 +25,7 @@ pub(super) fn nodes(world: &mut World) -> Result<()> {
     const PROBLEM: &str = "another agent has announced itself as this node";
     let mut findings = Findings::default();
     let node = world.node("alpha-3")?.clone();
-    let calm = Calm::watch(world, &OTHERS, Duration::from_secs(40))?;
+    let calm = Calm::watch(world, &OTHERS, Duration::from_secs(34))?;
     let stray = Stray::start(world, &world::bundle("alpha"), "alpha-3", "10.1.77.0/24")?;
     let says = |problems: &[String]| problems.iter().any(|problem| problem.contains(PROBLEM));
     let (mut first, mut second) = (Vec::new(), Vec::new());

@@ -103,7 +103,7 @@ pub(super) fn noise(world: &mut World) -> Result<()> {
     signals::sleep(Duration::from_millis(500))?;
     let after = world.agent_status(&node)?;
     let counted = worker_drops(&after) - worker_drops(&before);
-    Screen::new(false).line(&format!("{sent} bad datagrams sent, {counted} counted as dropped"));
+    Screen::new(false).raw(&format!("           {sent} bad datagrams sent, {counted} counted as dropped"));
     findings.require(sent > 10_000, || format!("only {sent} datagrams were sent"));
     // A kernel under load may lose some on the way; what arrives is counted.
     findings.require(counted * 10 >= sent * 9, || {
