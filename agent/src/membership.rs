@@ -306,12 +306,14 @@ impl Membership {
         if grant.cluster_key != self.own_key {
             let detail = if grant.serial > self.own_serial {
                 format!(
-                    "this agent's bundle is out of date: grant {} of cluster {} is for the key {}, the bundle holds                      grant {}: put the cluster's newest bundle here, or give one of two clusters another name",
+                    "this agent's bundle is out of date: grant {} of cluster {} is for the key {}, the bundle holds \
+                     grant {}: put the cluster's newest bundle here, or give one of two clusters another name",
                     grant.serial, grant.cluster, grant.cluster_key, self.own_serial
                 )
             } else {
                 format!(
-                    "another cluster uses the name of this one: {} stands on grant {} for the key {}, this cluster's                      key is {}: give one of the two another name",
+                    "another cluster uses the name of this one: {} stands on grant {} for the key {}, this cluster's \
+                     key is {}: give one of the two another name",
                     record.id(),
                     grant.serial,
                     grant.cluster_key,
@@ -343,7 +345,8 @@ impl Membership {
                 Err(Refusal::new(
                     RefusalKind::Replayed,
                     format!(
-                        "there are two records of {} with version {}; the one seen first stays: was its state                          directory put back from a copy?",
+                        "there are two records of {} with version {}; the one seen first stays: was its state \
+                         directory put back from a copy?",
                         record.id(),
                         record.version
                     ),
@@ -415,7 +418,8 @@ impl Membership {
             Some(known) if known.serial == grant.serial => Err(Refusal::new(
                 RefusalKind::GrantSuperseded,
                 format!(
-                    "there are two grants with serial {} for cluster {}, one for the key {} and one for {}: give one                      of the two clusters another name",
+                    "there are two grants with serial {} for cluster {}, one for the key {} and one for {}: give one \
+                     of the two clusters another name",
                     grant.serial, grant.cluster, known.cluster_key, grant.cluster_key
                 ),
             )),

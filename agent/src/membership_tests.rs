@@ -227,6 +227,11 @@ fn two_clusters_of_one_name_the_later_grant_holds() {
     twin.grant.cluster_key = twin.key.public();
     m.handle(twin.entry(&twin.record(9, true, 1)), NOW);
     assert_eq!(kinds(&m), [(RefusalKind::GrantSuperseded, 1)], "one serial, two keys: the first stays");
+    assert!(
+        m.refused().all(|refused| !refused.detail.contains("  ")),
+        "{:?}",
+        m.refused().collect::<Vec<_>>()
+    );
 
     m.handle(second.entry(&second.record(2, true, 1)), NOW);
     assert_eq!(m.nodes().keys().map(ToString::to_string).collect::<Vec<_>>(), ["beta/node-2"]);
