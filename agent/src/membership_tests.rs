@@ -228,9 +228,9 @@ fn two_clusters_of_one_name_the_later_grant_holds() {
     m.handle(twin.entry(&twin.record(9, true, 1)), NOW);
     assert_eq!(kinds(&m), [(RefusalKind::GrantSuperseded, 1)], "one serial, two keys: the first stays");
     assert!(
-        m.refused().all(|refused| !refused.detail.contains("  ")),
+        m.refusals().latest().all(|refused| !refused.detail.contains("  ")),
         "{:?}",
-        m.refused().collect::<Vec<_>>()
+        m.refusals().latest().collect::<Vec<_>>()
     );
 
     m.handle(second.entry(&second.record(2, true, 1)), NOW);
