@@ -1,6 +1,6 @@
 //! Connections: accepted, counted, bounded in number and time, served until the broker stops.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -18,7 +18,7 @@ use hyper_util::service::TowerToHyperService;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch::Receiver;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 use super::auth::{Gate, Peer};
@@ -243,24 +243,57 @@ impl Service<Request<Incoming>> for WithPeer {
 }
 
 /// Serves plain HTTP on `listener` until the broker has stopped: health and metrics, to at most `most`
-/// connections at once.
+/// connections at once. For a further one the first is closed: were it kept waiting instead, a few clients
+/// that say nothing would keep out the kubelet and Prometheus.
 pub async fn serve_plain(listener: TcpListener, router: Router, most: usize, stopping: Receiver<bool>) {
     let mut tasks = JoinSet::new();
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
     let mut until = stopping.clone();
     loop {
         tokio::select! {
-            accepted = listener.accept(), if tasks.len() < most => {
+            accepted = listener.accept() => {
                 if let Some((stream, _)) = usable(accepted).await {
                     tune(&stream);
+                    open.retain(|connection| !connection.is_finished());
+                    if open.len() >= most && let Some(first) = open.pop_front() {
+                        first.abort();
+                    }
                     let service = TowerToHyperService::new(router.clone());
                     let stopping = stopping.clone();
-                    tasks.spawn(async move {
+                    open.push_back(tasks.spawn(async move {
                         let _ = serve_http(TokioIo::new(stream), service, stopping).await;
-                    });
+                    }));
                 }
             }
             _ = tasks.join_next(), if !tasks.is_empty() => {}
             () = stopped(&mut until) => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    #[tokio::test]
+    async fn clients_that_say_nothing_keep_nobody_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_stop, stopping) = tokio::sync::watch::channel(false);
+        let router = Router::new().route("/healthz", get(async || "ok"));
+        let server = tokio::spawn(serve_plain(listener, router, 3, stopping));
+        let mut silent = Vec::new();
+        for _ in 0..5 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        let read = tokio::time::timeout(HEAD_WITHIN / 6, client.read_to_string(&mut answer)).await;
+        read.expect("nobody waits for the silent").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        server.abort();
     }
 }

@@ -22,7 +22,7 @@ mod server;
 mod stream;
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -94,8 +94,24 @@ pub(crate) struct StreamOutcome {
     pub(crate) duplicated: u64,
     /// Echoes that came after one that was sent later.
     pub(crate) reordered: u64,
+    /// The most messages in a row that were never echoed. A busy machine delays messages, it loses none.
+    pub(crate) lost_in_a_row: u64,
     /// The longest time without an echo, milliseconds.
     pub(crate) longest_gap_ms: u64,
+    /// When the longest gap ended, milliseconds since 1970: what to look for in the logs.
+    pub(crate) longest_gap_end: u64,
+}
+
+impl StreamOutcome {
+    /// Takes note of a time without an echo that ends now.
+    pub(crate) fn note_gap(&mut self, gap: Duration) {
+        let gap = u64::try_from(gap.as_millis()).unwrap_or(u64::MAX);
+        if gap > self.longest_gap_ms {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            self.longest_gap_ms = gap;
+            self.longest_gap_end = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        }
+    }
 }
 
 impl Job {

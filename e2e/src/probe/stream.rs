@@ -9,10 +9,6 @@ use anyhow::{Context, Result};
 use super::client::{connect, datagram, timeout, udp_socket};
 use super::{Job, Outcome, StreamOutcome};
 
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// One connection; the next message follows the echo of the one before, so a gap is a stall of the
 /// connection, retransmissions included.
 pub(super) fn tcp(job: &Job, time: u64, interval: u64, outcome: &mut Outcome) -> Result<()> {
@@ -30,7 +26,7 @@ pub(super) fn tcp(job: &Job, time: u64, interval: u64, outcome: &mut Outcome) ->
             stream.sent += 1;
             connection.read_exact(&mut echoed)
         });
-        stream.longest_gap_ms = stream.longest_gap_ms.max(millis(last.elapsed()));
+        stream.note_gap(last.elapsed());
         if let Err(error) = exchange {
             let (n, limit) = (stream.sent, timeout(job).as_secs_f64());
             break Err(error).with_context(|| format!("message {n} of the stream (limit {limit} s)"));
@@ -80,7 +76,7 @@ pub(super) fn udp(job: &Job, time: u64, interval: u64, outcome: &mut Outcome) ->
         let (seen_as, message) = datagram(&buffer[..length])?;
         outcome.seen_as = Some(seen_as);
         let number = u64::from_be_bytes(message.try_into().context("an echo of another length")?);
-        stream.longest_gap_ms = stream.longest_gap_ms.max(millis(last.elapsed()));
+        stream.note_gap(last.elapsed());
         last = Instant::now();
         if seen.insert(number) {
             stream.received += 1;
@@ -93,7 +89,29 @@ pub(super) fn udp(job: &Job, time: u64, interval: u64, outcome: &mut Outcome) ->
         highest = highest.max(Some(number));
     }
     // Silence up to the end is a gap as well.
-    stream.longest_gap_ms = stream.longest_gap_ms.max(millis(end.saturating_duration_since(last)));
+    stream.note_gap(end.saturating_duration_since(last));
+    stream.lost_in_a_row = longest_run((0..stream.sent).map(|number| !seen.contains(&number)));
     outcome.stream = Some(stream);
     Ok(())
+}
+
+/// The most of `true` in a row.
+fn longest_run(items: impl Iterator<Item = bool>) -> u64 {
+    let mut run = 0;
+    items
+        .map(|item| {
+            run = if item { run + 1 } else { 0 };
+            run
+        })
+        .max()
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_longest_run_is_found_wherever_it_is() {
+        let run = |text: &str| super::longest_run(text.chars().map(|c| c == 'x'));
+        assert_eq!([run(""), run("..."), run("xx.x"), run("x..xxx"), run(".xx.")], [0, 0, 2, 3, 2]);
+    }
 }

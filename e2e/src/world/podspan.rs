@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use podspan_wire::UnixTime;
 use podspan_wire::status::{Reachability, Status};
 
 use super::pods::{self, PodspanPlugin};
@@ -144,11 +145,19 @@ impl World {
         Ok(())
     }
 
+    /// The agent of a node, with a log that tells of each handshake.
+    pub(crate) fn agent_command(&self, node: &Node) -> Result<Cmd> {
+        Ok(Cmd::new(&self.programs()?.agent)
+            .arg("--config")
+            .arg(agent_config(node))
+            .env("PODSPAN_LOG", "info,podspan_dataplane=debug,boringtun=off")
+            .within(&node.netns()))
+    }
+
     /// Starts the agent of a node; does not wait for anything.
     pub(crate) fn start_agent(&mut self, node: &str) -> Result<()> {
         let node = self.node(node)?.clone();
-        let cmd =
-            Cmd::new(&self.programs()?.agent).arg("--config").arg(agent_config(&node)).within(&node.netns());
+        let cmd = self.agent_command(&node)?;
         self.start_daemon(&agent_name(&node.name), &cmd)?;
         Ok(())
     }
@@ -191,6 +200,22 @@ impl World {
             let node = daemon.name.strip_prefix("agent ").and_then(|name| self.topology.node(name));
             if let Some(status) = node.and_then(|node| self.agent_status(node).ok()) {
                 text.push_str(&format!("    problems: {:?}\n", status.problems));
+            }
+        }
+        text
+    }
+
+    /// What the agents' logs tell of the seconds around a moment, given in milliseconds since 1970.
+    pub(crate) fn logs_around(&self, moment: u64) -> String {
+        let second = moment / 1000;
+        let (from, to) = (UnixTime(second - 2).to_string(), UnixTime(second + 2).to_string());
+        // As far as the seconds: all that follows differs.
+        let (from, to) = (from.trim_end_matches('Z'), to.trim_end_matches('Z'));
+        let mut text = String::new();
+        for daemon in self.record.daemons.iter().filter(|daemon| daemon.name.starts_with("agent ")) {
+            let log = super::log_path(&daemon.name).and_then(|path| Ok(std::fs::read_to_string(path)?));
+            for line in log.unwrap_or_default().lines().filter(|&line| line >= from && line < to) {
+                text.push_str(&format!("    {}: {line}\n", daemon.name));
             }
         }
         text

@@ -15,13 +15,15 @@ use crate::world::{self, World};
 pub(super) const WAYS: [(&str, &str); 3] =
     [("alpha/pod5", "beta/pod3"), ("gamma/pod3", "alpha/pod1"), ("beta/pod1", "gamma/pod1")];
 
-/// The longest that a stream may be held up, milliseconds: what the restart of an agent may cost. Streams
-/// that no restart touches should do far better, and held 500 until one of 650, with packets lost, was seen
-/// on the way to the node behind the NAT; its cause is not known, so this is wider than it ought to be.
-const LONGEST_GAP: u64 = 2000;
+/// The longest that a stream may be held up, milliseconds; a machine that is busy with other things holds
+/// streams up for over 500 ms without losing anything.
+const LONGEST_GAP: u64 = 1500;
 
-/// How many of the echoes must come, percent; 99 ought to, for the same reason.
-const LEAST_ECHOED: u64 = 95;
+/// The most datagrams that may be lost in a row: what is sent within 200 ms.
+const LOST_IN_A_ROW: u64 = 200 / INTERVAL;
+
+/// How many of the echoes must come, percent.
+const LEAST_ECHOED: u64 = 99;
 
 /// Milliseconds between two messages of a stream.
 const INTERVAL: u64 = 20;
@@ -73,7 +75,7 @@ impl Calm {
         });
         for stream in self.streams {
             for outcome in stream.finish()? {
-                check_stream(outcome, findings);
+                check_stream(world, outcome, findings);
             }
         }
         for (name, process) in self.daemons {
@@ -88,14 +90,16 @@ impl Calm {
     }
 }
 
-fn check_stream(outcome: Outcome, findings: &mut Findings) {
+fn check_stream(world: &World, outcome: Outcome, findings: &mut Findings) {
     findings.expect(&outcome.id, None, outcome.error);
     let stream = outcome.stream.unwrap_or_default();
-    let whole = stream.received * 100 >= stream.sent * LEAST_ECHOED;
+    let whole = stream.received * 100 >= stream.sent * LEAST_ECHOED && stream.lost_in_a_row <= LOST_IN_A_ROW;
     findings.require(stream.longest_gap_ms <= LONGEST_GAP && whole && stream.sent > 10, || {
         format!(
-            "{}: no gap over {LONGEST_GAP} ms and {LEAST_ECHOED} % of the echoes expected, saw {stream:?}",
-            outcome.id
+            "{}: no gap over {LONGEST_GAP} ms, {LEAST_ECHOED} % of the echoes and no more than {LOST_IN_A_ROW} lost in a \
+             row expected, saw {stream:?}; meanwhile:\n{}",
+            outcome.id,
+            world.logs_around(stream.longest_gap_end)
         )
     });
 }

@@ -77,10 +77,7 @@ fn restart(
 ) -> Result<()> {
     world.daemon(&world::agent_name(name))?.end(Duration::from_secs(10))?;
     let node = world.node(name)?.clone();
-    let mut cmd = Cmd::new(&world.programs()?.agent)
-        .arg("--config")
-        .arg(world::agent_config(&node))
-        .within(&node.netns());
+    let mut cmd = world.agent_command(&node)?;
     if let Some(offset) = offset {
         cmd = with_clock(cmd, offset)?;
     }
