@@ -25,6 +25,7 @@
 pub mod core;
 mod counters;
 mod dataplane;
+pub mod offload;
 mod secret;
 mod settings;
 mod status;
