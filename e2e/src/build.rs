@@ -78,7 +78,8 @@ fn ensure_target(target: &str, screen: &Screen) -> Result<()> {
     Ok(())
 }
 
-fn target_directory() -> Result<PathBuf> {
+/// cargo's target directory.
+pub(crate) fn target_directory() -> Result<PathBuf> {
     let text = cargo()
         .args(["metadata", "--format-version", "1", "--no-deps", "--manifest-path"])
         .arg(manifest())

@@ -9,6 +9,7 @@ mod cni_runtime;
 mod command;
 mod commands;
 mod demo;
+mod kube;
 mod lying_broker;
 mod matrix;
 mod netns;

@@ -24,15 +24,46 @@ const PACKAGES: [Package; 7] = [
     Package { name: "faketime", file: "/usr/bin/faketime" },
 ];
 
+/// What an API server alone takes besides.
+const KUBE_API: [Package; 1] = [Package { name: "etcd-server", file: "/usr/bin/etcd" }];
+
+/// What clusters take besides.
+const KUBE: [Package; 2] = [
+    Package { name: "containerd", file: "/usr/bin/containerd" },
+    Package { name: "runc", file: "/usr/sbin/runc" },
+];
+
 /// How long the package manager may take, other runs of it included.
 const INSTALL: Duration = Duration::from_secs(540);
 
 /// Checks that the lab can run here, and installs the packages that are missing.
 pub(crate) fn ensure(screen: &Screen) -> Result<()> {
+    ensure_packages(&PACKAGES, screen)
+}
+
+/// The same for an API server alone.
+pub(crate) fn ensure_kube_api(screen: &Screen) -> Result<()> {
+    ensure(screen)?;
+    ensure_packages(&KUBE_API, screen)
+}
+
+/// The same for clusters.
+pub(crate) fn ensure_kube(screen: &Screen) -> Result<()> {
+    ensure_kube_api(screen)?;
+    ensure_packages(&KUBE, screen)
+}
+
+/// Installs one package.
+pub(crate) fn install_package(name: &str) -> Result<()> {
+    install(&[name])
+}
+
+fn ensure_packages(packages: &[Package], screen: &Screen) -> Result<()> {
     ensure_root()?;
-    let missing = missing(Path::new("/"));
+    let missing = missing(packages, Path::new("/"));
     if missing.is_empty() {
-        screen.line("all Debian packages that the lab needs are there");
+        let names: Vec<_> = packages.iter().map(|package| package.name).collect();
+        screen.line(&format!("the Debian packages are there: {}", names.join(" ")));
         return Ok(());
     }
     let list = missing.join(" ");
@@ -40,7 +71,7 @@ pub(crate) fn ensure(screen: &Screen) -> Result<()> {
     install(&missing).with_context(|| {
         format!("the packages could not be installed; by hand: apt-get update && apt-get install -y --no-install-recommends {list}")
     })?;
-    let still = self::missing(Path::new("/"));
+    let still = self::missing(packages, Path::new("/"));
     if !still.is_empty() {
         bail!("after the installation these are still missing: {}", still.join(" "));
     }
@@ -55,13 +86,13 @@ pub(crate) fn ensure_root() -> Result<()> {
     Ok(())
 }
 
-fn missing(root: &Path) -> Vec<&'static str> {
+fn missing(packages: &[Package], root: &Path) -> Vec<&'static str> {
     let is_missing = |package: &&Package| {
         let below = package.file.trim_start_matches('/');
         // With a merged /usr the file is seen in both places; without, in one of them.
         !root.join(below).exists() && !root.join("usr").join(below).exists()
     };
-    PACKAGES.iter().filter(is_missing).map(|package| package.name).collect()
+    packages.iter().filter(is_missing).map(|package| package.name).collect()
 }
 
 fn install(names: &[&str]) -> Result<()> {
@@ -90,13 +121,13 @@ mod tests {
     #[test]
     fn only_what_is_not_there_is_missing() {
         let root = tempfile::tempdir().unwrap();
-        assert_eq!(missing(root.path()).len(), PACKAGES.len());
+        assert_eq!(missing(&PACKAGES, root.path()).len(), PACKAGES.len());
         let sbin = root.path().join("usr/sbin");
         std::fs::create_dir_all(&sbin).unwrap();
         for file in ["ip", "nft"] {
             std::fs::write(sbin.join(file), "").unwrap();
         }
-        let missing = missing(root.path());
+        let missing = missing(&PACKAGES, root.path());
         assert!(!missing.contains(&"iproute2") && !missing.contains(&"nftables"), "{missing:?}");
         assert!(missing.contains(&"tcpdump"));
     }

@@ -15,8 +15,9 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use crate::command::Cmd;
 use crate::process::ProcessId;
-use crate::rules::Variant;
+use crate::rules::{Backend, Variant};
 use crate::topology::Dual;
 
 /// The lab's directory.
@@ -40,6 +41,17 @@ pub(crate) struct Daemon {
     pub(crate) process: ProcessId,
 }
 
+/// What a world with real Kubernetes in it has besides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KubeRecord {
+    /// Two clusters, or an API server alone.
+    pub(crate) clusters: bool,
+    /// Mount points, in the order in which they were made.
+    pub(crate) mounts: Vec<PathBuf>,
+    /// Directories of control groups, with all below them.
+    pub(crate) cgroups: Vec<PathBuf>,
+}
+
 /// The record of what was made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
@@ -56,9 +68,35 @@ pub(crate) struct Record {
     pub(crate) pods: BTreeMap<String, Dual<IpAddr>>,
     /// Whether /run/netns was no mount point before, as `ip netns` makes it one.
     pub(crate) made_netns_mount: bool,
+    /// Set if Kubernetes runs in it.
+    #[serde(default)]
+    pub(crate) kube: Option<KubeRecord>,
 }
 
 impl Record {
+    /// The record of a world with real Kubernetes in it, where nothing of the rules' variants is of any meaning.
+    pub(crate) fn of_kube(clusters: bool, made_netns_mount: bool) -> Self {
+        let variant = Variant { backend: Backend::IptablesNft, cluster_cidr: true };
+        let kube = KubeRecord { clusters, mounts: Vec::new(), cgroups: Vec::new() };
+        Self { kube: Some(kube), ..Self::new(variant, made_netns_mount) }
+    }
+
+    /// Starts a process that lives on until it is ended; its output goes to a file named after it.
+    pub(crate) fn start_daemon(&mut self, name: &str, cmd: &Cmd) -> Result<ProcessId> {
+        let child = cmd.start(&log_path(name)?)?;
+        let process = ProcessId::of(child.id())?;
+        self.daemons.retain(|daemon| daemon.name != name);
+        self.daemons.push(Daemon { name: name.to_owned(), process });
+        self.save()?;
+        Ok(process)
+    }
+
+    /// The process of that name, as it was last started.
+    pub(crate) fn daemon(&self, name: &str) -> Result<ProcessId> {
+        let daemon = self.daemons.iter().find(|daemon| daemon.name == name);
+        Ok(daemon.with_context(|| format!("{name} was never started"))?.process)
+    }
+
     pub(crate) fn new(variant: Variant, made_netns_mount: bool) -> Self {
         let begun = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Self {
@@ -70,6 +108,7 @@ impl Record {
             daemons: Vec::new(),
             pods: BTreeMap::new(),
             made_netns_mount,
+            kube: None,
         }
     }
 
@@ -107,6 +146,11 @@ impl Record {
 /// A path below the lab's directory.
 pub(crate) fn path(below: impl AsRef<Path>) -> PathBuf {
     Path::new(ROOT).join(below)
+}
+
+/// Where a daemon's output goes.
+pub(crate) fn log_path(name: &str) -> Result<PathBuf> {
+    Ok(directory("logs")?.join(format!("{}.log", name.replace([' ', '/'], "-"))))
 }
 
 /// Makes a directory below the lab's, with its parents, and gives its path.
@@ -166,7 +210,6 @@ impl Lock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::Backend;
 
     #[test]
     fn a_record_survives_the_disk() {

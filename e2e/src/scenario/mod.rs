@@ -2,7 +2,9 @@
 
 mod baseline;
 mod joined;
+mod kube_api;
 mod machinery;
+mod place;
 mod runner;
 
 use std::time::Duration;
@@ -12,6 +14,7 @@ use anyhow::Result;
 use crate::rules::{Backend, Variant};
 use crate::world::World;
 
+use place::Place;
 pub(crate) use runner::{TestArgs, test};
 
 /// In which world a scenario plays. Those of one world run one after the other in it.
@@ -22,21 +25,21 @@ pub(crate) struct Setting {
     pub(crate) podspan: bool,
 }
 
-/// One thing to be shown.
+/// One thing to be shown, in a world of the lab's own clusters or in a place of another kind.
 #[derive(Clone)]
-pub(crate) struct Scenario {
-    pub(crate) setting: Setting,
+pub(crate) struct Scenario<P: Place = World> {
+    pub(crate) setting: P::Setting,
     pub(crate) name: &'static str,
     /// What it shows, in one line.
     pub(crate) about: &'static str,
     pub(crate) timeout: Duration,
-    pub(crate) run: fn(&mut World) -> Result<()>,
+    pub(crate) run: fn(&mut P) -> Result<()>,
 }
 
-impl Scenario {
+impl<P: Place> Scenario<P> {
     /// The name with the world it plays in: `bare/nft/internet`.
     pub(crate) fn full_name(&self) -> String {
-        format!("{}/{}", self.setting.name(), self.name)
+        format!("{}/{}", P::name(self.setting), self.name)
     }
 }
 
@@ -133,8 +136,12 @@ mod tests {
     #[test]
     fn names_are_unique_and_worlds_are_not_torn_apart() {
         let all = all();
-        let names: std::collections::HashSet<_> = all.iter().map(Scenario::full_name).collect();
-        assert_eq!(names.len(), all.len());
+        let names: std::collections::HashSet<_> = all
+            .iter()
+            .map(Scenario::full_name)
+            .chain(kube_api::all().iter().map(Scenario::full_name))
+            .collect();
+        assert_eq!(names.len(), all.len() + kube_api::all().len());
         let mut worlds: Vec<_> = all.iter().map(|scenario| scenario.setting).collect();
         worlds.dedup();
         let distinct: std::collections::BTreeSet<_> = worlds.iter().copied().collect();

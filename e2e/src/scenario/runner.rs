@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 
-use super::{Scenario, Setting, all};
-use crate::build::{self, Programs};
+use super::place::{Built, Place};
+use super::{Scenario, all, kube_api};
 use crate::screen::Screen;
-use crate::world::World;
-use crate::{requirements, signals};
+use crate::{build, kube, requirements, signals};
 
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
@@ -22,6 +21,12 @@ pub(crate) struct TestArgs {
     /// At the first failure stop and leave the world as it is
     #[arg(long)]
     keep_on_failure: bool,
+}
+
+impl TestArgs {
+    fn wants(&self, name: &str) -> bool {
+        self.filter.as_deref().is_none_or(|filter| name.contains(filter))
+    }
 }
 
 /// How long the workspace's own tests may take, their compilation included.
@@ -59,49 +64,59 @@ impl Tally {
 
 /// Runs the tests. The last line is `N passed, N failed`.
 pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
-    let wanted = |name: &str| args.filter.as_deref().is_none_or(|filter| name.contains(filter));
-    let scenarios: Vec<_> = all().into_iter().filter(|scenario| wanted(&scenario.full_name())).collect();
-    let cargo: Vec<_> = CARGO_TESTS.into_iter().filter(|(name, ..)| wanted(name)).collect();
-    if scenarios.is_empty() && cargo.is_empty() {
+    fn wanted_of<P: Place>(args: &TestArgs, all: Vec<Scenario<P>>) -> Vec<Scenario<P>> {
+        all.into_iter().filter(|scenario| args.wants(&scenario.full_name())).collect()
+    }
+    let cargo: Vec<_> = CARGO_TESTS.into_iter().filter(|(name, ..)| args.wants(name)).collect();
+    let worlds = wanted_of(args, all());
+    let api = wanted_of(args, kube_api::all());
+    if worlds.is_empty() && api.is_empty() && cargo.is_empty() {
         bail!(
             "no test has {:?} in its name; see `cargo lab test --list`",
             args.filter.as_deref().unwrap_or("")
         );
     }
+    let screen = Screen::new(false);
     if args.list {
-        let screen = Screen::new(false);
-        for (name, about, _) in cargo {
+        let cargo = cargo.iter().map(|(name, about, _)| ((*name).to_owned(), *about));
+        for (name, about) in cargo.chain(listed(&worlds)).chain(listed(&api)) {
             screen.raw(&format!("{name:<32} {about}"));
-        }
-        for scenario in scenarios {
-            screen.raw(&format!("{:<32} {}", scenario.full_name(), scenario.about));
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let screen = Screen::new(false);
     requirements::ensure(&screen)?;
     let mut tally = Tally::default();
     for (name, about, arguments) in cargo {
         screen.heading(&format!("{name}: {about}"));
         run_cargo(name, arguments, &screen, &mut tally)?;
     }
-    let with_podspan = scenarios.iter().any(|scenario| scenario.setting.podspan);
-    let programs = if with_podspan { Some(build::programs(&screen)?) } else { None };
-    let means = Means { args, screen: &screen, programs };
-    let mut rest = &scenarios[..];
-    while let Some(first) = rest.first() {
-        let count = rest.iter().take_while(|scenario| scenario.setting == first.setting).count();
-        let (group, later) = rest.split_at(count);
-        rest = later;
-        if run_world(first.setting, group, &means, &mut tally)? == Next::Stop {
-            break;
-        }
+    let mut built = Built::default();
+    if worlds.iter().any(|scenario| scenario.setting.podspan)
+        || api.iter().any(|scenario| scenario.setting.podspan)
+    {
+        built.podspan = Some(build::programs(&screen)?);
+    }
+    if !api.is_empty() {
+        requirements::ensure_kube_api(&screen)?;
+        built.kubernetes = Some(kube::ensure_programs(kube::Wanted::Api, &screen)?);
+    }
+    let means = Means { args, screen: &screen, built };
+    let mut next = run_places(&worlds, &means, &mut tally)?;
+    if next == Next::GoOn {
+        next = run_places(&api, &means, &mut tally)?;
+    }
+    if next == Next::Stop {
+        screen.raw("stopped at the first failure");
     }
     for name in &tally.failed {
         screen.raw(&format!("failed: {name}"));
     }
     screen.raw(&format!("{} passed, {} failed", tally.passed, tally.failed_count));
     Ok(if tally.failed_count == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn listed<P: Place>(scenarios: &[Scenario<P>]) -> impl Iterator<Item = (String, &'static str)> {
+    scenarios.iter().map(|scenario| (scenario.full_name(), scenario.about))
 }
 
 fn run_cargo(name: &str, arguments: &[&str], screen: &Screen, tally: &mut Tally) -> Result<()> {
@@ -145,36 +160,45 @@ enum Next {
     Stop,
 }
 
-/// How long a world may take to stand.
-const BUILD: Duration = Duration::from_secs(120);
-
 /// What every world of the run is made with.
 struct Means<'a> {
     args: &'a TestArgs,
     screen: &'a Screen,
-    programs: Option<Programs>,
+    built: Built,
 }
 
 impl Means<'_> {
-    fn make(&self, setting: Setting) -> Result<World> {
-        signals::within(BUILD, || {
-            let mut world = World::create(setting.variant, *self.screen)?;
-            let programs = self.programs.as_ref().filter(|_| setting.podspan);
-            if let Err(error) = world.start_all(programs) {
-                return Err(error.context(world.diagnosis()));
-            }
-            Ok(world)
-        })
-        .context("the world could not be made")
+    fn make<P: Place>(&self, setting: P::Setting) -> Result<P> {
+        signals::within(P::TIME, || P::make(setting, &self.built, *self.screen))
+            .context("the world could not be made")
     }
+}
+
+/// Runs scenarios, those of one setting in one world.
+fn run_places<P: Place>(scenarios: &[Scenario<P>], means: &Means<'_>, tally: &mut Tally) -> Result<Next> {
+    let mut rest = scenarios;
+    while let Some(first) = rest.first() {
+        let count = rest.iter().take_while(|scenario| scenario.setting == first.setting).count();
+        let (group, later) = rest.split_at(count);
+        rest = later;
+        if run_world(first.setting, group, means, tally)? == Next::Stop {
+            return Ok(Next::Stop);
+        }
+    }
+    Ok(Next::GoOn)
 }
 
 /// Runs the scenarios of one world. After a failure the next one gets a new world, so that one failure is not
 /// the cause of another.
-fn run_world(setting: Setting, group: &[Scenario], means: &Means<'_>, tally: &mut Tally) -> Result<Next> {
+fn run_world<P: Place>(
+    setting: P::Setting,
+    group: &[Scenario<P>],
+    means: &Means<'_>,
+    tally: &mut Tally,
+) -> Result<Next> {
     let screen = means.screen;
-    screen.heading(&setting.name());
-    let mut world = None;
+    screen.heading(&P::name(setting));
+    let mut world: Option<P> = None;
     for scenario in group {
         let name = scenario.full_name();
         let mut current = match world.take() {
@@ -213,12 +237,12 @@ fn run_world(setting: Setting, group: &[Scenario], means: &Means<'_>, tally: &mu
             }
         }
     }
-    close(world, &setting.name(), screen, tally)?;
+    close(world, &P::name(setting), screen, tally)?;
     Ok(Next::GoOn)
 }
 
 /// Takes the world down; whatever it leaves is a failure of its own.
-fn close(world: Option<World>, name: &str, screen: &Screen, tally: &mut Tally) -> Result<()> {
+fn close<P: Place>(world: Option<P>, name: &str, screen: &Screen, tally: &mut Tally) -> Result<()> {
     if let Some(world) = world {
         let left = world.down()?;
         if left.is_empty() {
@@ -233,7 +257,7 @@ fn close(world: Option<World>, name: &str, screen: &Screen, tally: &mut Tally) -
 }
 
 /// A panic in a scenario is its failure, not the end of the run.
-fn caught(scenario: &Scenario, world: &mut World) -> Result<()> {
+fn caught<P: Place>(scenario: &Scenario<P>, world: &mut P) -> Result<()> {
     let run = std::panic::AssertUnwindSafe(|| (scenario.run)(world));
     std::panic::catch_unwind(run).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();

@@ -6,6 +6,7 @@
 mod diff;
 mod files;
 mod kernel;
+mod machine;
 mod rulesets;
 mod sysctls;
 
@@ -47,6 +48,13 @@ impl Snapshot {
         Ok(snapshot)
     }
 
+    /// The same, with the machine's mounts, its control groups and the directories that Kubernetes would use.
+    pub(crate) fn of_machine() -> Result<Self> {
+        let mut snapshot = Self::of_host()?;
+        machine::add(&mut snapshot.sections)?;
+        Ok(snapshot)
+    }
+
     fn take(netns: Option<&Netns>, directories: &[PathBuf]) -> Result<Self> {
         let mut sections = BTreeMap::new();
         kernel::add(netns, &mut sections)?;
@@ -80,6 +88,9 @@ impl Snapshot {
 }
 
 fn is_lab_name(name: &str) -> bool {
+    if name.starts_with(crate::kube::PREFIX) {
+        return true;
+    }
     let topology = crate::topology::Topology::standard();
     topology.fixed_namespaces().iter().any(|netns| netns.name() == name)
         || topology.pods().any(|pod| pod.netns().name() == name)

@@ -10,6 +10,7 @@ use podspan_wire::Cidr;
 
 use crate::netns::Netns;
 
+pub(crate) use standard::nth;
 pub(crate) use wiring::Wiring;
 
 /// The MTU of every underlay link, bytes.

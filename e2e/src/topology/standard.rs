@@ -158,7 +158,7 @@ fn pods(cluster: &'static str, node: u8) -> Vec<Pod> {
 }
 
 /// The `number`th address of `cidr`.
-pub(super) fn nth(cidr: Cidr, number: u16) -> IpAddr {
+pub(crate) fn nth(cidr: Cidr, number: u16) -> IpAddr {
     match cidr.address() {
         IpAddr::V4(base) => Ipv4Addr::from(u32::from(base) + u32::from(number)).into(),
         IpAddr::V6(base) => Ipv6Addr::from(u128::from(base) + u128::from(number)).into(),

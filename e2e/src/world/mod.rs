@@ -22,11 +22,13 @@ use crate::rules::{self, Variant};
 use crate::screen::Screen;
 use crate::signals;
 use crate::snapshot::Snapshot;
-use crate::state::{self, Daemon, Lock, Record, Stage};
+use crate::state::{self, Lock, Record, Stage};
 use crate::topology::{Cloud, Family, Node, POD_PORT, Pod, Service, Topology, Wiring};
 
+pub(crate) use crate::state::log_path;
 pub(crate) use pods::{Chain, PodspanPlugin, attachment, node_directory};
 pub(crate) use podspan::{BROKER, LANES, agent_config, agent_name, bundle};
+pub(crate) use sysctl::{plain_host as plain_sysctls, router as router_sysctls};
 pub(crate) use teardown::{Leftovers, tear_down};
 
 /// A world that this run of the lab has made. Dropping it takes it down, unless it was told to stay.
@@ -41,42 +43,60 @@ pub(crate) struct World {
     stays: bool,
 }
 
+/// Takes the right to make a world, looks at the machine as it is, and puts the record of what is going to be
+/// made on disk.
+///
+/// What a crashed run has left is cleared away first; a world that stands on purpose is an error, and so is a
+/// namespace of one of these names that the lab has no record of.
+pub(crate) fn begin(
+    screen: Screen,
+    namespaces: &[Netns],
+    record: impl FnOnce(bool) -> Record,
+) -> Result<(Lock, Record)> {
+    let lock = Lock::take()?;
+    match Record::load()? {
+        Some(Record { stage: Stage::Up, .. }) => {
+            bail!("a lab is up already: look at it with `cargo lab status`, or end it with `cargo lab down`")
+        }
+        Some(leftover) => {
+            screen.line("an earlier run was cut short: clearing away what it left");
+            let left = tear_down(&leftover)?;
+            if !left.is_empty() {
+                bail!("what an earlier run left could not be cleared away: {left}");
+            }
+            // The directory went, and the lock with it.
+            drop(lock);
+            return begin(screen, namespaces, record);
+        }
+        None => {}
+    }
+    if let Some(foreign) = namespaces.iter().find(|netns| netns.exists()) {
+        bail!(
+            "there is a network namespace {foreign} that the lab has no record of; if nobody needs it: ip netns del {foreign}"
+        );
+    }
+    let mut record = record(!netns_is_mount()?);
+    look_at_machine(&record)?.save(&state::path("before.json"))?;
+    record.namespaces = namespaces.iter().map(|netns| netns.name().to_owned()).collect();
+    record.save()?;
+    Ok((lock, record))
+}
+
+/// Everything of the machine that a world of this kind could leave changed.
+fn look_at_machine(record: &Record) -> Result<Snapshot> {
+    if record.kube.is_some() { Snapshot::of_machine() } else { Snapshot::of_host() }
+}
+
 impl World {
     /// Makes the underlay and the clusters' nodes with their own software's rules; no pods yet.
     ///
-    /// What a crashed run has left is cleared away first; a world that stands on purpose is an error.
+    /// # Errors
+    /// See [`begin`].
     pub(crate) fn create(variant: Variant, screen: Screen) -> Result<Self> {
-        let lock = Lock::take()?;
-        match Record::load()? {
-            Some(Record { stage: Stage::Up, .. }) => {
-                bail!(
-                    "a lab is up already: look at it with `cargo lab status`, or end it with `cargo lab down`"
-                )
-            }
-            Some(leftover) => {
-                screen.line("an earlier run was cut short: clearing away what it left");
-                let left = tear_down(&leftover)?;
-                if !left.is_empty() {
-                    bail!("what an earlier run left could not be cleared away: {left}");
-                }
-                // The directory went, and the lock with it.
-                drop(lock);
-                return Self::create(variant, screen);
-            }
-            None => {}
-        }
         let topology = Topology::standard();
         let namespaces: Vec<Netns> =
             topology.fixed_namespaces().into_iter().chain(topology.pods().map(Pod::netns)).collect();
-        if let Some(foreign) = namespaces.iter().find(|netns| netns.exists()) {
-            bail!(
-                "there is a network namespace {foreign} that the lab has no record of; if nobody needs it: ip netns del {foreign}"
-            );
-        }
-        Snapshot::of_host()?.save(&state::path("before.json"))?;
-        let mut record = Record::new(variant, !netns_is_mount()?);
-        record.namespaces = namespaces.iter().map(|netns| netns.name().to_owned()).collect();
-        record.save()?;
+        let (lock, record) = begin(screen, &namespaces, |made_mount| Record::new(variant, made_mount))?;
         let mut world = Self { topology, record, programs: None, screen, lock: Some(lock), stays: false };
         for netns in &namespaces {
             netns.create()?;
@@ -211,19 +231,12 @@ impl World {
 
     /// Starts a process that lives on until it is ended; its output goes to a file named after it.
     pub(crate) fn start_daemon(&mut self, name: &str, cmd: &Cmd) -> Result<ProcessId> {
-        let log = log_path(name)?;
-        let child = cmd.start(&log)?;
-        let process = ProcessId::of(child.id())?;
-        self.record.daemons.retain(|daemon| daemon.name != name);
-        self.record.daemons.push(Daemon { name: name.to_owned(), process });
-        self.record.save()?;
-        Ok(process)
+        self.record.start_daemon(name, cmd)
     }
 
     /// The process of that name, as it was last started.
     pub(crate) fn daemon(&self, name: &str) -> Result<ProcessId> {
-        let daemon = self.record.daemons.iter().find(|daemon| daemon.name == name);
-        Ok(daemon.with_context(|| format!("{name} was never started"))?.process)
+        self.record.daemon(name)
     }
 
     /// The address of a pod.
@@ -276,16 +289,11 @@ impl Drop for World {
     }
 }
 
-/// Where a daemon's output goes.
-pub(crate) fn log_path(name: &str) -> Result<PathBuf> {
-    Ok(state::directory("logs")?.join(format!("{}.log", name.replace([' ', '/'], "-"))))
-}
-
 fn xtables_lock() -> PathBuf {
     state::path("xtables.lock")
 }
 
-fn ip_batch(netns: &Netns, lines: &[String]) -> Result<()> {
+pub(crate) fn ip_batch(netns: &Netns, lines: &[String]) -> Result<()> {
     Cmd::new("ip").args(["-batch", "-"]).within(netns).stdin(lines.join("\n") + "\n").run_ok()?;
     Ok(())
 }

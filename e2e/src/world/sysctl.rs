@@ -60,6 +60,16 @@ fn plain() -> Vec<(&'static str, &'static str)> {
     ]
 }
 
+/// Makes a namespace a plain host.
+pub(crate) fn plain_host(netns: &Netns) -> Result<()> {
+    set(netns, &plain())
+}
+
+/// Makes a namespace a router.
+pub(crate) fn router(netns: &Netns) -> Result<()> {
+    set(netns, &forwarding())
+}
+
 fn forwarding() -> Vec<(&'static str, &'static str)> {
     vec![
         ("net/ipv4/ip_forward", "1"),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
+use crate::kube;
 use crate::netns::{self, Netns};
 use crate::process::ProcessId;
 use crate::snapshot::Snapshot;
@@ -47,11 +48,14 @@ pub(crate) fn tear_down(record: &Record) -> Result<Leftovers> {
         note(name, end_strays(&netns));
         note(name, netns.remove());
     }
+    if let Some(made) = &record.kube {
+        kube::tear_down(made, &mut note);
+    }
     if record.made_netns_mount {
         note(netns::DIRECTORY, unmake_netns_directory());
     }
     match before {
-        Ok(Some(before)) => match Snapshot::of_host() {
+        Ok(Some(before)) => match super::look_at_machine(record) {
             Ok(after) => left.extend(before.differences(&after)),
             Err(error) => left.push(format!("the host could not be looked at: {error:#}")),
         },
