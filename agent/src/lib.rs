@@ -15,6 +15,7 @@
 
 pub mod attachments;
 pub mod bundle_watch;
+pub mod cni_install;
 pub mod config;
 pub mod conflict;
 pub mod control_socket;
@@ -25,6 +26,7 @@ pub mod facts;
 pub mod files;
 pub mod host;
 pub mod http;
+pub mod kube;
 pub mod membership;
 pub mod metrics;
 pub mod overview;
@@ -33,5 +35,6 @@ pub mod publish;
 pub mod refusals;
 pub mod run;
 pub mod source;
+pub mod start;
 pub mod state;
 pub mod underlay;
