@@ -309,11 +309,11 @@ fn check_says_whether_all_is_well() {
     assert!(!site.path("data").exists(), "a check makes nothing");
 
     let key = site.path("broker.key");
-    set_mode(&key, 0o640);
+    set_mode(&key, 0o644);
     let output = run(&["--config", file, "--check"]);
     assert_eq!(output.status.code(), Some(1));
     let expected = format!(
-        "podspan-broker: private-key {0}: others than its owner may use it (mode 0640): run `chmod 600 {0}`\n",
+        "podspan-broker: private-key {0}: others than its owner may use it (mode 0644): run `chmod 600 {0}`\n",
         key.display()
     );
     assert_eq!(stderr(&output), expected);

@@ -4,7 +4,7 @@
 //! nothing; TLS 1.3's CertificateVerify (RFC 8446 section 4.4.3) proves that the client holds the key, and
 //! the key is looked up in the grant that each request carries.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -75,8 +75,11 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 
 fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let file = |why: String| TlsError::File { key: "private-key", path: path.to_owned(), why };
-    let mode = std::fs::metadata(path).map_err(|why| file(why.to_string()))?.permissions().mode();
-    if mode & 0o077 != 0 {
+    let about = std::fs::metadata(path).map_err(|why| file(why.to_string()))?;
+    let mode = about.permissions().mode();
+    // A Secret in Kubernetes is root's, and its readers are of the file's group: nobody else may use it then.
+    let others = if about.uid() == 0 { 0o037 } else { 0o077 };
+    if mode & others != 0 {
         return Err(file(format!(
             "others than its owner may use it (mode {:04o}): run `chmod 600 {}`",
             mode & 0o7777,
