@@ -50,6 +50,9 @@ enum Command {
     Status,
     /// Run a command in a pod, on a node or on the router
     Exec(commands::Exec),
+    /// Two clusters of real Kubernetes: build, up, status, kubectl, exec, down
+    #[command(subcommand)]
+    Kube(kube::KubeCommand),
     /// Run all tests: unit, property, simulated, and the lab's scenarios
     Test(scenario::TestArgs),
     /// Serve probes in the calling namespace
@@ -58,6 +61,18 @@ enum Command {
         /// TCP and UDP port
         #[arg(long)]
         port: u16,
+    },
+    /// Be a node of a cluster
+    #[command(hide = true)]
+    KubeNode {
+        /// The node's description
+        file: std::path::PathBuf,
+    },
+    /// Be process 1 of a node
+    #[command(hide = true)]
+    KubeNodeInit {
+        /// The node's description
+        file: std::path::PathBuf,
     },
     /// Be a broker that lies
     #[command(hide = true)]
@@ -74,11 +89,14 @@ fn main() -> ExitCode {
         Command::ProbeServer { port } => probe::run_server(port).map(|()| ExitCode::SUCCESS),
         Command::ProbeClient => probe::run_client().map(|()| ExitCode::SUCCESS),
         Command::LyingBroker(args) => lying_broker::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::KubeNode { file } => kube::run_node(&file).map(|()| ExitCode::SUCCESS),
+        Command::KubeNodeInit { file } => kube::run_node_init(&file).map(|()| ExitCode::SUCCESS),
         Command::Exec(exec) => commands::exec(&exec),
         command => signals::listen().and_then(|()| match command {
             Command::Demo(demo) => demo::demo(&demo),
             Command::Up(up) => commands::up(&up),
             Command::Down => commands::down(),
+            Command::Kube(command) => kube::run(&command),
             Command::Test(args) => scenario::test(&args),
             _ => status::status(),
         }),

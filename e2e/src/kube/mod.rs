@@ -2,13 +2,20 @@
 //! and two clusters ([`Clusters`]) of real kubelets and containerds.
 
 mod api;
+mod cgroups;
+mod clusters;
+mod commands;
 mod files;
+mod image;
+mod images;
+mod node;
+mod node_process;
 mod pki;
+mod plan;
 mod plane;
 mod programs;
+mod settings;
 mod site;
-
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
@@ -16,6 +23,10 @@ use crate::netns::Netns;
 use crate::state::KubeRecord;
 
 pub(crate) use api::{KubeApi, KubeHost};
+pub(crate) use cgroups::roots as cgroup_roots;
+pub(crate) use clusters::Clusters;
+pub(crate) use commands::{KubeCommand, run};
+pub(crate) use node_process::{run as run_node, run_init as run_node_init};
 pub(crate) use programs::{KubePrograms, Wanted, ensure as ensure_programs};
 
 /// How the names of these worlds' namespaces begin.
@@ -24,16 +35,6 @@ pub(crate) const PREFIX: &str = "psp-kube-";
 /// The namespace of a place.
 fn netns(place: &str) -> Netns {
     Netns::named(format!("{PREFIX}{place}"))
-}
-
-/// The directory below which all control groups of the lab are, in each hierarchy.
-pub(crate) fn cgroup_roots() -> impl Iterator<Item = PathBuf> {
-    const BASE: &str = "/sys/fs/cgroup";
-    const NAME: &str = "podspan-lab";
-    let below = std::fs::read_dir(BASE).into_iter().flatten().flatten().map(|entry| entry.path());
-    // Version 1: every directory there is a hierarchy. Version 2: all of it is one.
-    let hierarchies = below.filter(|path| path.join("cgroup.procs").exists());
-    std::iter::once(PathBuf::from(BASE)).chain(hierarchies).map(|path| path.join(NAME))
 }
 
 /// What is to be taken down besides namespaces and processes: mounts and control groups. Each error is noted.
@@ -45,5 +46,8 @@ pub(crate) fn tear_down(made: &KubeRecord, note: &mut impl FnMut(&str, Result<()
             Err(error) => Err(error).with_context(|| format!("cannot unmount {}", mount.display())),
         };
         note("mount", result);
+    }
+    for directory in &made.cgroups {
+        note("control group", cgroups::remove(directory));
     }
 }

@@ -92,14 +92,19 @@ fn required(go_mod: &'static str, module: &str) -> Result<&'static str> {
     go_mod.lines().find_map(words).with_context(|| format!("the lab's go.mod does not require {module}"))
 }
 
+/// Where the programs are, built or not.
+pub(crate) fn find() -> Result<KubePrograms> {
+    let below = build::target_directory()?.join("lab/kube");
+    Ok(KubePrograms {
+        kubernetes: below.join(version()?).join("bin"),
+        coredns: below.join(format!("coredns-{}", coredns_version()?)).join("bin"),
+    })
+}
+
 /// Builds what is wanted and not there yet.
 pub(crate) fn ensure(wanted: Wanted, screen: &Screen) -> Result<KubePrograms> {
     let version = version()?;
-    let below = build::target_directory()?.join("lab/kube");
-    let programs = KubePrograms {
-        kubernetes: below.join(version).join("bin"),
-        coredns: below.join(format!("coredns-{}", coredns_version()?)).join("bin"),
-    };
+    let programs = find()?;
     for directory in [&programs.kubernetes, &programs.coredns] {
         std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     }

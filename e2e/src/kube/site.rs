@@ -34,9 +34,9 @@ impl Site {
         Ok(site)
     }
 
-    /// The site that stands, made by an earlier run.
-    pub(crate) fn standing(record: Record, screen: Screen) -> Result<Self> {
-        Ok(Self { record, screen, lock: Some(Lock::take()?), stays: true })
+    /// The site that stands, made by an earlier run: to be looked at, not to be changed.
+    pub(crate) fn standing(record: Record, screen: Screen) -> Self {
+        Self { record, screen, lock: None, stays: true }
     }
 
     /// Makes one more namespace.

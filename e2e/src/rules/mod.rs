@@ -13,7 +13,7 @@ use crate::command::Cmd;
 use crate::netns::Netns;
 use crate::topology::{Cloud, Family, Node, Service};
 
-pub(crate) use underlay::{leak_counter, nat, router};
+pub(crate) use underlay::{leak_counter, nat, router, router_between};
 
 /// With which tool the cluster's software writes its rules.
 #[derive(

@@ -16,14 +16,18 @@ pub(crate) fn leak_counter(interface: &str) -> String {
 /// which it came and its destination to some other subnet of the underlay. Anything else is counted as a
 /// leak and dropped before routing.
 pub(crate) fn router(topology: &Topology) -> Script {
-    let underlay = topology.underlay();
+    router_between(&topology.underlay())
+}
+
+/// The same for subnets and the interfaces behind which they are.
+pub(crate) fn router_between(underlay: &[(&'static str, Dual<Cidr>)]) -> Script {
     let set = |v6: bool| {
         let pick = |net: &Dual<Cidr>| if v6 { net.v6 } else { net.v4 };
         underlay.iter().map(|(_, net)| pick(net).to_string()).collect::<Vec<_>>().join(", ")
     };
     let mut counters = String::new();
     let mut rules = String::new();
-    for (interface, net) in &underlay {
+    for (interface, net) in underlay {
         let counter = leak_counter(interface);
         let _ = writeln!(counters, "counter {counter} {{ }}");
         let _ = write!(

@@ -42,6 +42,16 @@ const CARGO_TESTS: [(&str, &str, &[&str]); 2] = [
     ),
 ];
 
+/// How much of what failed is told again at the end, where a reader of a long log looks first.
+const RETOLD_LINES: usize = 12;
+
+/// The first lines of what went wrong.
+fn retold(name: &str, why: &str) -> String {
+    let lines = why.lines().filter(|line| !line.trim().is_empty()).take(RETOLD_LINES);
+    let lines = lines.map(|line| format!("\n    {}", line.chars().take(300).collect::<String>()));
+    format!("failed: {name}{}", lines.collect::<String>())
+}
+
 /// An error with its causes, and without the backtrace that `RUST_BACKTRACE` would add: what failed is the
 /// world under test, not this program.
 fn told(error: &anyhow::Error) -> String {
@@ -56,8 +66,8 @@ struct Tally {
 }
 
 impl Tally {
-    fn fail(&mut self, name: &str, count: u64) {
-        self.failed.push(name.to_owned());
+    fn fail(&mut self, name: &str, count: u64, why: &str) {
+        self.failed.push(retold(name, why));
         self.failed_count += count;
     }
 }
@@ -108,8 +118,8 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     if next == Next::Stop {
         screen.raw("stopped at the first failure");
     }
-    for name in &tally.failed {
-        screen.raw(&format!("failed: {name}"));
+    for failure in &tally.failed {
+        screen.raw(failure);
     }
     screen.raw(&format!("{} passed, {} failed", tally.passed, tally.failed_count));
     Ok(if tally.failed_count == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -136,9 +146,27 @@ fn run_cargo(name: &str, arguments: &[&str], screen: &Screen, tally: &mut Tally)
     // A test program that crashes, or does not compile, has no result line.
     if !finished.status.success() || failed > 0 || passed == 0 {
         screen.raw(&format!("{stdout}\n{stderr}"));
-        tally.fail(name, failed.max(1));
+        tally.fail(name, failed.max(1), &complaints(&stdout, &stderr));
     }
     Ok(())
+}
+
+/// What a reader looks for in the output of `cargo test`: which tests failed and why they panicked, or what did
+/// not compile.
+fn complaints(stdout: &str, stderr: &str) -> String {
+    let mut told = Vec::new();
+    for text in [stdout, stderr] {
+        let mut lines = text.lines();
+        while let Some(line) = lines.next() {
+            if line.ends_with("... FAILED") || line.starts_with("error") {
+                told.push(line);
+            } else if line.contains("panicked at") {
+                told.push(line);
+                told.extend(lines.next());
+            }
+        }
+    }
+    told.join("\n")
 }
 
 /// Sums up lines such as `test result: ok. 24 passed; 0 failed; ...`.
@@ -207,8 +235,9 @@ fn run_world<P: Place>(
                 Ok(world) => world,
                 Err(error) => {
                     signals::check()?;
-                    tally.fail(&name, 1);
-                    screen.line(&format!("FAILED: {name}: {}", told(&error)));
+                    let why = told(&error);
+                    tally.fail(&name, 1, &why);
+                    screen.line(&format!("FAILED: {name}: {why}"));
                     continue;
                 }
             },
@@ -225,7 +254,7 @@ fn run_world<P: Place>(
                 world = Some(current);
             }
             Err(error) => {
-                tally.fail(&name, 1);
+                tally.fail(&name, 1, &told(&error));
                 screen.line(&format!("FAILED: {name} ({seconds:.1} s): {about}\n{error:#}"));
                 screen.raw(&current.diagnosis());
                 if means.args.keep_on_failure {
@@ -249,7 +278,7 @@ fn close<P: Place>(world: Option<P>, name: &str, screen: &Screen, tally: &mut Ta
             tally.passed += 1;
             screen.line("passed: the world is down and has left nothing");
         } else {
-            tally.fail(&format!("{name}: leftovers"), 1);
+            tally.fail(&format!("{name}: leftovers"), 1, &left.to_string());
             screen.line(&format!("FAILED: the world has left: {left}"));
         }
     }
@@ -276,6 +305,13 @@ mod tests {
              test result: ok. 24 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.11s\n\
              test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.11s\n";
         assert_eq!(count_results(text), (26, 1));
+        assert_eq!(
+            complaints(
+                "test a::b ... FAILED\ntest c ... ok\nthread 'a::b' panicked at x.rs:1:\nboom",
+                "error: E"
+            ),
+            "test a::b ... FAILED\nthread 'a::b' panicked at x.rs:1:\nboom\nerror: E"
+        );
         assert_eq!(count_results("error: could not compile"), (0, 0));
     }
 }

@@ -48,6 +48,7 @@ fn mounted(text: &str) -> BTreeMap<String, String> {
 /// With version 1 one hierarchy for each controller, with version 2 one for all.
 fn control_groups() -> BTreeMap<String, String> {
     crate::kube::cgroup_roots()
+        .into_iter()
         .filter(|path| path.exists())
         .map(|path| (path.display().to_string(), String::new()))
         .collect()

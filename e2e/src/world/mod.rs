@@ -28,7 +28,9 @@ use crate::topology::{Cloud, Family, Node, POD_PORT, Pod, Service, Topology, Wir
 pub(crate) use crate::state::log_path;
 pub(crate) use pods::{Chain, PodspanPlugin, attachment, node_directory};
 pub(crate) use podspan::{BROKER, LANES, agent_config, agent_name, bundle};
-pub(crate) use sysctl::{plain_host as plain_sysctls, router as router_sysctls};
+pub(crate) use sysctl::{
+    kubernetes_node as kubernetes_node_sysctls, plain_host as plain_sysctls, router as router_sysctls,
+};
 pub(crate) use teardown::{Leftovers, tear_down};
 
 /// A world that this run of the lab has made. Dropping it takes it down, unless it was told to stay.

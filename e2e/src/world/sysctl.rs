@@ -70,6 +70,11 @@ pub(crate) fn router(netns: &Netns) -> Result<()> {
     set(netns, &forwarding())
 }
 
+/// What a node of Kubernetes has besides: bridged packets pass the packet rules.
+pub(crate) fn kubernetes_node(netns: &Netns) -> Result<()> {
+    set(netns, &[("net/bridge/bridge-nf-call-iptables", "1"), ("net/bridge/bridge-nf-call-ip6tables", "1")])
+}
+
 fn forwarding() -> Vec<(&'static str, &'static str)> {
     vec![
         ("net/ipv4/ip_forward", "1"),

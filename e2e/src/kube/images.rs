@@ -1,0 +1,56 @@
+//! The images of the lab, made from the programs that were built.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::image::Image;
+use super::programs::KubePrograms;
+use super::settings::{COREDNS_IMAGE, PAUSE_IMAGE, PROBE_IMAGE};
+use crate::build::Programs;
+
+/// podspan's image as the manifests name it, in the full form to which container runtimes complete a name without
+/// a registry.
+pub(crate) const PODSPAN_IMAGE: &str = concat!("docker.io/library/podspan:", env!("CARGO_PKG_VERSION"));
+
+/// Where `nft` is on Debian.
+const NFT: &str = "/usr/sbin/nft";
+
+/// Writes the images that every cluster of the lab needs, podspan's too if it was built, and gives the archives.
+pub(crate) fn write_all(
+    kubernetes: &KubePrograms,
+    podspan: Option<&Programs>,
+    directory: &Path,
+) -> Result<Vec<PathBuf>> {
+    std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    // The link itself would be the link of whoever reads it.
+    let lab = std::fs::read_link("/proc/self/exe").context("the lab's own program")?;
+    let own = [
+        (PAUSE_IMAGE, "pause", "/pause", kubernetes.path("pause")),
+        (COREDNS_IMAGE, "coredns", "/coredns", kubernetes.path("coredns")),
+        (PROBE_IMAGE, "probe", "/lab", lab),
+    ];
+    let mut archives = Vec::new();
+    for (name, file, at, program) in own {
+        let archive = directory.join(format!("{file}.tar"));
+        Image::new(&[at]).program(at, &program)?.write(name, &archive)?;
+        archives.push(archive);
+    }
+    if let Some(programs) = podspan {
+        let archive = directory.join("podspan.tar");
+        write_podspan(programs, &archive)?;
+        archives.push(archive);
+    }
+    Ok(archives)
+}
+
+/// Writes podspan's image: all its programs, and nft, through which the agent sets packet rules.
+pub(crate) fn write_podspan(programs: &Programs, archive: &Path) -> Result<()> {
+    Image::new(&["/podspan-agent"])
+        .program("/podspan-agent", &programs.agent)?
+        .program("/podspan-broker", &programs.broker)?
+        .program("/podspan-cni", &programs.plugin)?
+        .program("/podspan", &programs.cli)?
+        .program(NFT, Path::new(NFT))?
+        .write(PODSPAN_IMAGE, archive)
+}
