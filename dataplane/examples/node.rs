@@ -1,12 +1,13 @@
 //! One end of a tunnel between two network namespaces, for measurements by hand: see `docs/performance.md`.
 //!
-//! `node NUMBER PEER-ADDRESS LANES`: NUMBER is 1 or 2. Keys are derived from the number; the interface
+//! `node NUMBER PEER-ADDRESS LANES [OFFLOAD...]`: NUMBER is 1 or 2; offloads are tso, uso, gso, gro; all of them
+//! if none is named, and `off` is none. Keys are derived from the number; the interface
 //! `podspan0` is left to be set up by whoever runs this. Ends when its standard input ends.
 
 use std::io::Read as _;
 
 use podspan_dataplane::{
-    DEFAULT_HANDSHAKE_LIMIT, Dataplane, LaneSecret, PeerSpec, RouteSpec, Settings, TableSpec,
+    DEFAULT_HANDSHAKE_LIMIT, Dataplane, LaneSecret, Offload, PeerSpec, RouteSpec, Settings, TableSpec,
 };
 use podspan_wire::Lane;
 
@@ -18,10 +19,12 @@ fn secrets(number: u8, lanes: usize) -> Vec<LaneSecret> {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [number, peer, lanes] = words.as_slice() else {
-        return Err("usage: node NUMBER PEER-ADDRESS LANES".into());
+    let [number, peer, lanes, offload @ ..] = words.as_slice() else {
+        return Err("usage: node NUMBER PEER-ADDRESS LANES [OFFLOAD...]".into());
     };
     let (number, lanes): (u8, usize) = (number.parse()?, lanes.parse()?);
+    let has = |name: &str| offload.is_empty() || offload.iter().any(|word| word == name);
+    let offload = Offload { tso: has("tso"), uso: has("uso"), gso: has("gso"), gro: has("gro") };
     let other = 3 - number;
     let dataplane = Dataplane::start(Settings {
         interface: "podspan0".into(),
@@ -30,6 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         lanes: secrets(number, lanes),
         persist: false,
         handshake_limit: DEFAULT_HANDSHAKE_LIMIT,
+        offload,
     })?;
     let id: podspan_wire::NodeId = format!("cloud{other}/node").parse()?;
     let lane = |(i, secret): (usize, &LaneSecret)| Lane { key: secret.public(), port: PORT + i as u16 };

@@ -68,6 +68,9 @@ causes! {
     ReceiveFailed => "receive_failed",
     /// The peer has no endpoint, and none has been learned from it.
     NoEndpoint => "no_endpoint",
+    /// The network marked congestion on the outer packet, and the inner one's transport cannot be told: it is
+    /// dropped, as the marking router would otherwise have done (RFC 6040 section 4.2).
+    CongestionMarked => "congestion_marked",
     /// The inner destination is multicast, broadcast, link-local, loopback or unspecified.
     NotUnicast => "not_unicast",
 }

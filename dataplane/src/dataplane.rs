@@ -60,12 +60,12 @@ impl Dataplane {
         let mut opened = Vec::with_capacity(settings.lanes.len());
         for lane in 0..settings.lanes.len() {
             let port = settings.port + lane as u16;
-            let socket = LaneSocket::open(lane, port, settings.fwmark)?;
+            let socket = LaneSocket::open(lane, port, settings.fwmark, settings.offload)?;
             opened.push((lane, port, socket));
         }
         let mut queues = Vec::with_capacity(opened.len());
         for _ in &opened {
-            queues.push(Queue::attach(&settings.interface, settings.persist)?);
+            queues.push(Queue::attach(&settings.interface, settings.persist, settings.offload)?);
         }
         let mut dataplane = Self { clock, own, table: Mutex::default(), workers: Vec::new() };
         for (((lane, port, socket), queue), secret) in opened.into_iter().zip(queues).zip(settings.lanes) {
@@ -89,6 +89,7 @@ impl Dataplane {
                 lane,
                 interface: settings.interface.clone(),
                 persist: settings.persist,
+                offload: settings.offload,
                 clock,
                 core: Core::with_counters(config, Arc::clone(&counters)),
                 counters: Arc::clone(&counters),
@@ -195,6 +196,7 @@ mod tests {
             lanes: keys.iter().map(|&n| LaneSecret::from_bytes([n; 32])).collect(),
             persist: false,
             handshake_limit: crate::DEFAULT_HANDSHAKE_LIMIT,
+            offload: crate::Offload::ALL,
         }
     }
 

@@ -16,6 +16,8 @@
 //!            └──────────────────────────────────────────────┘
 //! ```
 //!
+//! A big packet of the TUN stands for many, and so does a big buffer of the socket: [`offload`] says how.
+//!
 //! The [`core`] does all of that without a socket, a clock or a thread, so that tests run it in virtual
 //! time; the private `worker` module joins it to the kernel.
 //!
@@ -36,6 +38,6 @@ mod worker;
 pub use counters::{DropCause, DropCounts};
 pub use dataplane::Dataplane;
 pub use secret::LaneSecret;
-pub use settings::{DEFAULT_HANDSHAKE_LIMIT, Settings, StartError};
+pub use settings::{DEFAULT_HANDSHAKE_LIMIT, Offload, Settings, StartError};
 pub use status::{LaneStatus, PeerStatus, Status, WorkerStatus};
 pub use table::{PeerSpec, Rejected, RouteSpec, TableError, TableSpec};

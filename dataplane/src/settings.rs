@@ -25,6 +25,35 @@ pub struct Settings {
     pub persist: bool,
     /// Handshakes per second and lane before cookies are asked for; see [`DEFAULT_HANDSHAKE_LIMIT`].
     pub handshake_limit: u64,
+    /// Which offloads are used, where the kernel has them.
+    pub offload: Offload,
+}
+
+/// Which offloads of the kernel are used. Each is probed when it is switched on, and given up when the kernel
+/// refuses it later, so that switching one off serves diagnosis only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offload {
+    /// The TUN hands over TCP in packets of up to 64 KB, and takes them so (`TUN_F_TSO4`, `TUN_F_TSO6`).
+    pub tso: bool,
+    /// The same for UDP (`TUN_F_USO4`, `TUN_F_USO6`; Linux 6.2).
+    pub uso: bool,
+    /// The socket sends many datagrams with one call (`UDP_SEGMENT`; Linux 4.18).
+    pub gso: bool,
+    /// The socket receives many datagrams with one call (`UDP_GRO`; Linux 5.0).
+    pub gro: bool,
+}
+
+impl Offload {
+    /// All of them.
+    pub const ALL: Self = Self { tso: true, uso: true, gso: true, gro: true };
+    /// None of them.
+    pub const NONE: Self = Self { tso: false, uso: false, gso: false, gro: false };
+}
+
+impl Default for Offload {
+    fn default() -> Self {
+        Self::ALL
+    }
 }
 
 /// Why the dataplane did not start. Nothing is left behind, but for a persistent interface that was there.

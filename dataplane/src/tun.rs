@@ -1,9 +1,12 @@
 //! TUN queues (Linux `Documentation/networking/tuntap.rst`).
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
+
+use crate::offload::{Merge, VNET_HEADER, VnetHeader};
+use crate::settings::Offload;
 
 /// The longest name of an interface, bytes (`IFNAMSIZ` without its NUL).
 pub const MAX_NAME: usize = 15;
@@ -48,11 +51,14 @@ pub enum TunError {
     },
 }
 
-/// One queue of a multi-queue TUN interface, non-blocking. A packet is one read or one write, bare: no
-/// packet information, no `virtio_net_hdr`. When offloads come, this type hides them.
+/// One queue of a multi-queue TUN interface, non-blocking. A packet is one read or one write; with offloads
+/// it may stand for many, as its [`VnetHeader`] says.
 #[derive(Debug)]
 pub struct Queue {
     file: File,
+    /// Whether a `virtio_net_hdr` stands before each packet.
+    vnet: bool,
+    merge: Merge,
 }
 
 impl AsFd for Queue {
@@ -68,16 +74,35 @@ mod ioctl {
         libc::ifreq
     );
     nix::ioctl_write_int_bad!(set_persist, nix::request_code_write!(b'T', 203, size_of::<libc::c_int>()));
+    nix::ioctl_read_bad!(
+        features,
+        nix::request_code_read!(b'T', 207, size_of::<libc::c_uint>()),
+        libc::c_uint
+    );
+    nix::ioctl_write_int_bad!(set_offload, nix::request_code_write!(b'T', 208, size_of::<libc::c_uint>()));
+    nix::ioctl_read_bad!(get_iff, nix::request_code_read!(b'T', 210, size_of::<libc::c_uint>()), libc::ifreq);
+    nix::ioctl_write_ptr_bad!(
+        set_vnet_header,
+        nix::request_code_write!(b'T', 216, size_of::<libc::c_int>()),
+        libc::c_int
+    );
 }
+
+/// `TUN_F_*` of `linux/if_tun.h`.
+const CHECKSUM: u32 = 0x01;
+const TSO: u32 = 0x02 | 0x04;
+const TSO_ECN: u32 = 0x08;
+const USO: u32 = 0x20 | 0x40;
 
 impl Queue {
     /// Attaches one more queue to the TUN interface `name`, making the interface if there is none. With
     /// `persist` it outlives the process; without, it goes with the last queue, even if it was persistent
-    /// before.
+    /// before. Of `offload` it takes what the kernel has; an interface that has queues already keeps the
+    /// mode that they were attached with.
     ///
     /// # Errors
     /// If the name cannot be, is something else's, or the system refuses.
-    pub fn attach(name: &str, persist: bool) -> Result<Self, TunError> {
+    pub fn attach(name: &str, persist: bool, offload: Offload) -> Result<Self, TunError> {
         let bad = |b: u8| b == b'/' || b == b':' || b == b'%' || b.is_ascii_whitespace() || b == 0;
         if name.is_empty() || name.len() > MAX_NAME || name.bytes().any(bad) || name == "." || name == ".." {
             return Err(TunError::Name(name.chars().take(80).collect()));
@@ -94,8 +119,14 @@ impl Queue {
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = from as libc::c_char;
         }
-        request.ifr_ifru.ifru_flags =
-            (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE) as libc::c_short;
+        let mut features = 0;
+        // SAFETY: the descriptor is open and of /dev/net/tun; the kernel writes one number.
+        let known = unsafe { ioctl::features(file.as_raw_fd(), &raw mut features) };
+        let wanted = offload.tso || offload.uso;
+        let vnet = wanted && known.is_ok() && features & libc::IFF_VNET_HDR as libc::c_uint != 0;
+        let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
+        let flags = flags | if vnet { libc::IFF_VNET_HDR } else { 0 };
+        request.ifr_ifru.ifru_flags = flags as libc::c_short;
         // SAFETY: the descriptor is open and of /dev/net/tun; the kernel reads and writes one `ifreq`,
         // whose name is terminated (it is at most 15 of 16 bytes) and which outlives the call.
         let attached = unsafe { ioctl::set_iff(file.as_raw_fd(), &raw mut request) };
@@ -103,23 +134,83 @@ impl Queue {
         // SAFETY: the descriptor is an attached TUN queue; the argument is a number, not a pointer.
         let persisted = unsafe { ioctl::set_persist(file.as_raw_fd(), i32::from(persist)) };
         persisted.map_err(|error| TunError::Attach { name: name.to_owned(), error: error.into() })?;
-        Ok(Self { file })
+        let mut queue = Self { file, vnet: false, merge: Merge { tcp: false, udp: false } };
+        queue.set_mode(name, offload)?;
+        Ok(queue)
     }
 
-    /// Reads one packet into `buffer`.
+    /// Finds out the mode of the interface, and sets what it offers to the kernel. The first queue of an
+    /// interface, a persistent one too, sets its mode; further ones find it set.
+    fn set_mode(&mut self, name: &str, offload: Offload) -> Result<(), TunError> {
+        let failed = |error: nix::Error| TunError::Attach { name: name.to_owned(), error: error.into() };
+        // SAFETY: `ifreq` is plain old data; all zeros is a valid value of it.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        // SAFETY: the descriptor is an attached TUN queue; the kernel writes one `ifreq`.
+        unsafe { ioctl::get_iff(self.file.as_raw_fd(), &raw mut request) }.map_err(failed)?;
+        // SAFETY: the kernel has filled in the flags, and any bits are a number.
+        let flags = i32::from(unsafe { request.ifr_ifru.ifru_flags });
+        if flags & libc::IFF_NO_PI == 0 {
+            return Err(TunError::OtherFlags { name: name.to_owned(), flags: flags as u16 as u32 });
+        }
+        self.vnet = flags & libc::IFF_VNET_HDR != 0;
+        if self.vnet {
+            // Another program may have made it longer on a persistent interface.
+            let length = VNET_HEADER as libc::c_int;
+            // SAFETY: the descriptor is an attached TUN queue; the kernel reads one number.
+            unsafe { ioctl::set_vnet_header(self.file.as_raw_fd(), &raw const length) }.map_err(failed)?;
+        }
+        // From what is wanted to nothing: what was offered by an earlier process is still so, and must be
+        // taken back where packets have no header to tell of it.
+        let tso = if self.vnet && offload.tso { TSO | TSO_ECN } else { 0 };
+        let uso = if self.vnet && offload.uso { USO } else { 0 };
+        for bits in [tso | uso, tso, 0] {
+            let bits = bits | if bits == 0 { 0 } else { CHECKSUM };
+            // SAFETY: the descriptor is an attached TUN queue; the argument is a number, not a pointer.
+            match unsafe { ioctl::set_offload(self.file.as_raw_fd(), bits as libc::c_int) } {
+                Ok(_) => {
+                    self.merge = Merge { tcp: bits & TSO != 0, udp: bits & USO != 0 };
+                    return Ok(());
+                }
+                Err(nix::Error::EINVAL) if bits != 0 => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// What may be written merged, and comes so.
+    #[must_use]
+    pub fn merges(&self) -> Merge {
+        self.merge
+    }
+
+    /// Reads one packet into `buffer`: its length, and what the kernel says of it; `None` if that makes no
+    /// sense.
     ///
     /// # Errors
     /// `WouldBlock` if there is none; `EIO` while the interface is down; `EBADFD` when it was deleted.
-    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&self.file).read(buffer)
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<(usize, Option<VnetHeader>)> {
+        if !self.vnet {
+            return Ok(((&self.file).read(buffer)?, Some(VnetHeader::default())));
+        }
+        let mut header = [0; VNET_HEADER];
+        let length =
+            (&self.file).read_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])?;
+        match length.checked_sub(VNET_HEADER) {
+            Some(length) => Ok((length, VnetHeader::decode(&header))),
+            None => Ok((0, None)),
+        }
     }
 
-    /// Writes one packet.
+    /// Writes one packet, given in pieces of which the first is its [`VnetHeader`], encoded. An interface
+    /// without offloads does not get to see that, so it must be the default's.
     ///
     /// # Errors
-    /// `EIO` while the interface is down; `EBADFD` when it was deleted; `EINVAL` if it is no IP packet.
-    pub fn write(&self, packet: &[u8]) -> io::Result<()> {
-        (&self.file).write(packet).map(|_| ())
+    /// `EIO` while the interface is down; `EBADFD` when it was deleted; `EINVAL` if it is no IP packet, or
+    /// if the kernel does not know how to cut it.
+    pub fn write(&self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
+        let skipped = usize::from(!self.vnet).min(pieces.len());
+        (&self.file).write_vectored(&pieces[skipped..]).map(|_| ())
     }
 }
 
@@ -147,7 +238,7 @@ mod tests {
     #[test]
     fn impossible_names_are_refused_before_the_kernel_sees_them() {
         for name in ["", "a/b", "a b", "podspan%d", "0123456789abcdef", "..", "a\0b"] {
-            assert!(matches!(Queue::attach(name, false), Err(TunError::Name(_))), "{name:?}");
+            assert!(matches!(Queue::attach(name, false, Offload::ALL), Err(TunError::Name(_))), "{name:?}");
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
-use super::io::{Batch, Sink};
+use super::io::{Arrival, Batch, Departure, Sink, TunnelTag};
 use super::noise::{Kind, MAX_HANDSHAKE, Opened, Refused};
 use super::packet::{Header, is_forwardable};
 use super::tunnel::Tunnel;
 use super::{Core, HANDSHAKE_QUEUE, Time};
 use crate::counters::DropCause;
+use crate::offload::Ecn;
 
 /// A handshake message that waits its turn.
 pub(super) struct Handshake {
@@ -20,18 +21,18 @@ pub(super) struct Handshake {
 impl Core {
     /// Takes datagrams in: data is passed on at once; handshakes are checked and wait for
     /// [`Core::handle_timeout`].
-    pub fn handle_udp(&mut self, now: Time, batch: &Batch<SocketAddr>, sink: &mut impl Sink) {
+    pub fn handle_udp(&mut self, now: Time, batch: &Batch<Arrival>, sink: &mut impl Sink) {
         self.tick_door(now);
-        let counters = &self.shared.counters;
-        counters.rx_outer_packets.add(batch.len() as u64);
-        counters.rx_outer_bytes.add(batch.iter().map(|(_, datagram)| datagram.len() as u64).sum());
-        for (&from, datagram) in batch.iter() {
+        let (mut packets, mut bytes) = (0, 0);
+        for (&Arrival { from, ecn }, datagram) in batch.iter() {
+            packets += 1;
+            bytes += datagram.len() as u64;
             let from = super::peers::canonical(from);
             let result = match Kind::of(datagram) {
                 None => Err(DropCause::Malformed),
                 Some(Kind::Data(index)) => {
                     self.busy = true;
-                    self.handle_data(now, from, index, datagram, sink)
+                    self.handle_data(now, Arrival { from, ecn }, index, datagram, sink)
                 }
                 Some(kind) => self.enqueue_handshake(now, from, kind, datagram, sink),
             };
@@ -39,9 +40,11 @@ impl Core {
                 self.shared.counters.drops.count(cause);
             }
         }
+        self.shared.counters.rx_outer_packets.add(packets);
+        self.shared.counters.rx_outer_bytes.add(bytes);
     }
 
-    fn slot_of(&self, index: u32) -> Option<u32> {
+    pub(super) fn slot_of(&self, index: u32) -> Option<u32> {
         let slot = index ^ self.mask;
         self.tunnels.get(slot as usize)?.as_ref().map(|_| slot)
     }
@@ -50,7 +53,7 @@ impl Core {
     fn handle_data(
         &mut self,
         now: Time,
-        from: SocketAddr,
+        Arrival { from, ecn }: Arrival,
         index: u32,
         datagram: &[u8],
         sink: &mut impl Sink,
@@ -82,7 +85,7 @@ impl Core {
         let delivered = match opened {
             Opened::Keepalive => Ok(0),
             Opened::NotIp => Err(DropCause::Malformed),
-            Opened::Packet(length) => self.deliver(slot, length, sink),
+            Opened::Packet(length) => self.deliver(slot, length, ecn, sink),
         };
         let Some(tunnel) = &mut self.tunnels[slot as usize] else { return Ok(()) };
         match delivered {
@@ -101,12 +104,20 @@ impl Core {
         Ok(())
     }
 
-    /// Passes the opened packet in the sink's room on, if the peer may send it. Returns its length.
-    fn deliver(&self, slot: u32, length: usize, sink: &mut impl Sink) -> Result<usize, DropCause> {
+    /// Passes the opened packet in the sink's room on, if the peer may send it. Returns its length. `outer` is
+    /// what its datagram came with.
+    fn deliver(
+        &self,
+        slot: u32,
+        length: usize,
+        outer: Ecn,
+        sink: &mut impl Sink,
+    ) -> Result<usize, DropCause> {
         let Some(Some(tunnel)) = self.tunnels.get(slot as usize) else {
             return Err(DropCause::UnknownSession);
         };
-        let header = Header::parse(&sink.packet(length)[..length]).ok_or(DropCause::Malformed)?;
+        let packet = &mut sink.packet(length)[..length];
+        let header = Header::parse(packet).ok_or(DropCause::Malformed)?;
         let route = self.table.route(header.source).ok_or(DropCause::SourceMismatch)?;
         if !route.may_send(tunnel.profile.peer) {
             return Err(DropCause::SourceMismatch);
@@ -114,7 +125,12 @@ impl Core {
         if !is_forwardable(header.destination) {
             return Err(DropCause::NotUnicast);
         }
-        sink.deliver(header.length)?;
+        let inner = Ecn::of(packet);
+        let marked = inner.decapsulated(outer).ok_or(DropCause::CongestionMarked)?;
+        if marked != inner {
+            marked.write(packet);
+        }
+        sink.deliver(header.length, tunnel.tag())?;
         self.shared.counters.rx_inner_packets.add(1);
         self.shared.counters.rx_inner_bytes.add(header.length as u64);
         Ok(header.length)
@@ -151,7 +167,8 @@ impl Core {
                 Err(Refused::Drop(cause)) => return Err(cause),
                 Err(Refused::Cookie(length)) => {
                     self.shared.counters.cookies.add(1);
-                    sink.send(length, from)?;
+                    let tunnel = TunnelTag::default();
+                    sink.send(length, Departure { to: from, ecn: Ecn::NotEct, tunnel })?;
                     self.shared.counters.tx_outer_packets.add(1);
                     self.shared.counters.tx_outer_bytes.add(length as u64);
                     return Err(DropCause::UnderLoad);

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 use crate::counters::DropCause;
+use crate::offload::Ecn;
 
 /// The longest payload of a UDP datagram, bytes (RFC 768 with the smallest IPv4 header).
 pub const MAX_DATAGRAM: usize = 65_507;
@@ -17,13 +18,46 @@ pub const BATCH: usize = 64;
 /// Memory of a batch, bytes: [`BATCH`] packets of the usual size, and always room for one of the largest.
 const BATCH_BYTES: usize = 4 * 65_536;
 
+/// How a datagram came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// Its source.
+    pub from: SocketAddr,
+    /// That of its IP header.
+    pub ecn: Ecn,
+}
+
+/// How a datagram is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Departure {
+    /// Its destination.
+    pub to: SocketAddr,
+    /// What its IP header is to have; the rest of the traffic class is zero.
+    pub ecn: Ecn,
+    /// Who is charged with it, should it be lost.
+    pub tunnel: TunnelTag,
+}
+
+/// Names the tunnel of a packet until the core is called again, for [`super::Core::charge`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TunnelTag(pub(super) Option<u32>);
+
 /// Packets that came in together, one after the other in one piece of memory, each with a tag: a
-/// datagram's is its source address, a packet from the TUN has none.
+/// datagram's is its [`Arrival`], that of a packet from the TUN its [`crate::offload::VnetHeader`].
 #[derive(Debug)]
 pub struct Batch<T> {
     bytes: Box<[u8]>,
     used: usize,
-    entries: Vec<(T, Range<usize>)>,
+    entries: Vec<Entry<T>>,
+}
+
+/// What came with one system call: a packet, or several of equal length.
+#[derive(Debug)]
+struct Entry<T> {
+    tag: T,
+    range: Range<usize>,
+    /// Length of each packet but the last, which may be shorter.
+    segment: usize,
 }
 
 impl<T> Default for Batch<T> {
@@ -47,15 +81,21 @@ impl<T> Batch<T> {
 
     /// Takes in the packet that was written to the first `length` bytes of [`Self::room`].
     pub fn push(&mut self, tag: T, length: usize) {
+        self.push_segments(tag, length, length);
+    }
+
+    /// Takes in packets of `segment` bytes each, but for the last one, which lie one after the other in
+    /// the first `length` bytes of [`Self::room`] (UDP GRO). They count as one for [`BATCH`].
+    pub fn push_segments(&mut self, tag: T, length: usize, segment: usize) {
         let end = (self.used + length).min(self.bytes.len());
-        self.entries.push((tag, self.used..end));
+        self.entries.push(Entry { tag, range: self.used..end, segment: segment.max(1) });
         self.used = end;
     }
 
     /// How many packets there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.entries.iter().map(|entry| entry.range.len().div_ceil(entry.segment).max(1)).sum()
     }
 
     /// Whether there is none.
@@ -66,7 +106,24 @@ impl<T> Batch<T> {
 
     /// The packets in the order in which they came.
     pub fn iter(&self) -> impl Iterator<Item = (&T, &[u8])> {
-        self.entries.iter().map(|(tag, range)| (tag, &self.bytes[range.clone()]))
+        self.entries.iter().flat_map(|entry| {
+            let bytes = &self.bytes[entry.range.clone()];
+            // An empty datagram is one, too.
+            let empty = bytes.is_empty().then_some(bytes);
+            bytes.chunks(entry.segment).chain(empty).map(|packet| (&entry.tag, packet))
+        })
+    }
+
+    /// What came with each system call, to be changed.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&T, &mut [u8])> {
+        let mut rest = &mut *self.bytes;
+        let mut at = 0;
+        self.entries.iter().map(move |entry| {
+            let (before, after) = std::mem::take(&mut rest).split_at_mut(entry.range.end - at);
+            let start = entry.range.start - at;
+            (rest, at) = (after, entry.range.end);
+            (&entry.tag, &mut before[start..])
+        })
     }
 }
 
@@ -77,20 +134,23 @@ pub trait Sink {
     /// Room for a datagram of up to `length` bytes, at most [`MAX_DATAGRAM`]. Must give at least that much.
     fn datagram(&mut self, length: usize) -> &mut [u8];
 
-    /// Sends the first `length` bytes of the room to `to`.
+    /// Sends the first `length` bytes of the room. Datagrams to one destination leave in the order in which
+    /// they were sent.
     ///
     /// # Errors
-    /// Why the datagram was lost, if the sink knows at once; one that finds out later counts it itself.
-    fn send(&mut self, length: usize, to: SocketAddr) -> Result<(), DropCause>;
+    /// Why the datagram was lost, if the sink knows at once; if it finds out later, [`super::Core::charge`]
+    /// is to be told.
+    fn send(&mut self, length: usize, how: Departure) -> Result<(), DropCause>;
 
     /// Room for an inner packet of up to `length` bytes.
     fn packet(&mut self, length: usize) -> &mut [u8];
 
-    /// Writes the first `length` bytes of the room to the TUN.
+    /// Writes the first `length` bytes of the room, a packet that came through `tunnel`, to the TUN. Packets
+    /// of one flow leave in the order in which they were delivered.
     ///
     /// # Errors
     /// As for [`Self::send`].
-    fn deliver(&mut self, length: usize) -> Result<(), DropCause>;
+    fn deliver(&mut self, length: usize, tunnel: TunnelTag) -> Result<(), DropCause>;
 }
 
 #[cfg(test)]
@@ -113,5 +173,20 @@ mod tests {
             batch.push((), 1420);
         }
         assert_eq!(batch.len(), BATCH);
+    }
+
+    #[test]
+    fn what_came_as_one_is_told_apart() {
+        let mut batch = Batch::<u8>::default();
+        for (tag, length, segment) in [(1, 250, 100), (2, 0, 0), (3, 100, 100), (4, 7, 1000)] {
+            batch.room().unwrap()[..length].fill(tag);
+            batch.push_segments(tag, length, segment);
+        }
+        let packets: Vec<_> = batch.iter().map(|(&tag, packet)| (tag, packet.len())).collect();
+        assert_eq!(packets, [(1, 100), (1, 100), (1, 50), (2, 0), (3, 100), (4, 7)]);
+        assert_eq!(batch.len(), 6);
+        assert!(batch.iter().all(|(tag, packet)| packet.iter().all(|byte| byte == tag)));
+        let whole: Vec<_> = batch.iter_mut().map(|(&tag, bytes)| (tag, bytes.to_vec())).collect();
+        assert_eq!(whole, [(1, vec![1; 250]), (2, vec![]), (3, vec![3; 100]), (4, vec![4; 7])]);
     }
 }

@@ -5,13 +5,14 @@
 //!
 //! ```text
 //! handle_tun ─► Header::parse ─► unicast? ─► Table::route (longest prefix)
-//!                                                 │
+//!  (one packet, or a big one                      │
+//!   that stands for many)                         │
 //!    owner's tunnel is up ────────────────────────┤ send there
 //!    else gateways whose tunnel is up ────────────┤ rendezvous hash of the flow
 //!    else the owner, if there is an address ──────┤ queue, shake hands
 //!    else any gateway with an address ────────────┘ rendezvous hash; queue, shake hands
 //!                                                 ▼
-//!                              Tunnel::send ─► Noise::seal ─► Sink::send
+//!                     Segments ─► Tunnel::send ─► Noise::seal ─► Sink::send
 //! ```
 //!
 //! # The way of a packet in
@@ -56,11 +57,11 @@ use std::time::Duration;
 
 use podspan_wire::LaneKey;
 
-pub use io::{BATCH, Batch, MAX_DATAGRAM, OVERHEAD, Sink};
+pub use io::{Arrival, BATCH, Batch, Departure, MAX_DATAGRAM, OVERHEAD, Sink, TunnelTag};
 pub use queue::QUEUE_BYTES;
 pub use time::Time;
 
-use crate::counters::WorkerCounters;
+use crate::counters::{DropCause, WorkerCounters};
 use crate::secret::LaneSecret;
 use crate::status::WorkerStatus;
 use crate::table::Table;
@@ -220,6 +221,15 @@ impl Core {
         if tunnel.due.is_none_or(|due| at < due) {
             tunnel.due = Some(at);
             self.timers.push(at, slot);
+        }
+    }
+
+    /// Counts `packets` that were lost after a [`Sink`] had taken them.
+    pub fn charge(&self, tunnel: TunnelTag, cause: DropCause, packets: u64) {
+        let tunnel = tunnel.0.and_then(|index| self.slot_of(index));
+        match tunnel.and_then(|slot| self.tunnels[slot as usize].as_ref()) {
+            Some(tunnel) => tunnel.profile.counters.drops.add(cause, packets),
+            None => self.shared.counters.drops.add(cause, packets),
         }
     }
 

@@ -4,29 +4,60 @@ use super::io::{Batch, Sink};
 use super::packet::{Header, is_forwardable};
 use super::{Core, Time, rendezvous};
 use crate::counters::DropCause;
+use crate::offload::{Segments, VnetHeader};
 use crate::table::{PeerIndex, Route};
 
 impl Core {
-    /// Sends packets that came from the TUN.
-    pub fn handle_tun(&mut self, now: Time, batch: &Batch<()>, sink: &mut impl Sink) {
+    /// Sends packets that came from the TUN, big ones cut into those that they stand for. What is in the
+    /// batch is changed thereby.
+    pub fn handle_tun(&mut self, now: Time, batch: &mut Batch<VnetHeader>, sink: &mut impl Sink) {
         self.busy |= !batch.is_empty();
-        let counters = &self.shared.counters;
-        counters.tx_inner_packets.add(batch.len() as u64);
-        counters.tx_inner_bytes.add(batch.iter().map(|(_, packet)| packet.len() as u64).sum());
-        for (_, packet) in batch.iter() {
-            if let Err(cause) = self.send_packet(now, packet, sink) {
-                self.shared.counters.drops.count(cause);
+        for (&offload, packet) in batch.iter_mut() {
+            if let Err((cause, packets)) = self.send_packet(now, offload, packet, sink) {
+                self.shared.counters.drops.add(cause, packets);
             }
         }
     }
 
-    fn send_packet(&mut self, now: Time, packet: &[u8], sink: &mut impl Sink) -> Result<(), DropCause> {
-        let header = Header::parse(packet).ok_or(DropCause::Malformed)?;
+    /// On an error all packets that `packet` stands for are lost: the cause, and how many.
+    fn send_packet(
+        &mut self,
+        now: Time,
+        offload: VnetHeader,
+        packet: &mut [u8],
+        sink: &mut impl Sink,
+    ) -> Result<(), (DropCause, u64)> {
+        let counters = &self.shared.counters;
+        let malformed = |length: usize| {
+            counters.tx_inner_packets.add(1);
+            counters.tx_inner_bytes.add(length as u64);
+            (DropCause::Malformed, 1)
+        };
+        let header = Header::parse(packet).ok_or_else(|| malformed(packet.len()))?;
+        // What is to be cut is no longer than it says; only a packet that goes as it is may have padding.
+        if offload != VnetHeader::default() && header.length != packet.len() {
+            return Err(malformed(packet.len()));
+        }
+        let mut segments =
+            Segments::new(offload, &mut packet[..header.length]).ok_or_else(|| malformed(header.length))?;
+        let packets = segments.count() as u64;
+        counters.tx_inner_packets.add(packets);
+        counters.tx_inner_bytes.add(segments.bytes() as u64);
+        self.send_segments(now, &header, &mut segments, sink).map_err(|cause| (cause, packets))
+    }
+
+    fn send_segments(
+        &mut self,
+        now: Time,
+        header: &Header,
+        segments: &mut Segments<'_>,
+        sink: &mut impl Sink,
+    ) -> Result<(), DropCause> {
         if !is_forwardable(header.destination) {
             return Err(DropCause::NotUnicast);
         }
         let route = self.table.route(header.destination).ok_or(DropCause::NoRoute)?;
-        let choice = self.choose(now, route, &header).ok_or(DropCause::NoGateway)?;
+        let choice = self.choose(now, route, header).ok_or(DropCause::NoGateway)?;
         if let Some(slot) = choice.also_start
             && let Some(Some(tunnel)) = self.tunnels.get_mut(slot as usize)
         {
@@ -36,7 +67,7 @@ impl Core {
         let Some(Some(tunnel)) = self.tunnels.get_mut(choice.slot as usize) else {
             return Err(DropCause::NoGateway);
         };
-        let due = tunnel.send(now, &packet[..header.length], &mut self.shared, sink);
+        let due = tunnel.send(now, segments, &mut self.shared, sink);
         self.schedule(choice.slot, due);
         Ok(())
     }

@@ -16,12 +16,13 @@ use std::time::Duration;
 use podspan_wire::{LaneKey, NodeId};
 use tracing::{debug, info};
 
-use super::io::{MAX_DATAGRAM, OVERHEAD, Sink};
+use super::io::{Departure, MAX_DATAGRAM, OVERHEAD, Sink, TunnelTag};
 use super::noise::{Door, Kind, MAX_HANDSHAKE, Noise, Opened, Shaken, Tick};
 use super::queue::Queue;
 use super::timers::Jitter;
 use super::{Shared, Time};
 use crate::counters::{DropCause, TunnelCounters};
+use crate::offload::{Ecn, Segments};
 use crate::table::PeerIndex;
 
 /// A peer that was sent something and kept silent for so long is not trusted with packets while there is
@@ -205,9 +206,28 @@ impl Tunnel {
         true
     }
 
-    /// Sends an inner packet, or queues it and starts a handshake. Returns when to look at the tunnel, if
+    /// What the sink is told instead of the tunnel.
+    pub(crate) fn tag(&self) -> TunnelTag {
+        TunnelTag(Some(self.index))
+    }
+
+    /// Sends inner packets, or queues them and starts a handshake. Returns when to look at the tunnel, if
     /// that changed.
     pub(crate) fn send(
+        &mut self,
+        now: Time,
+        packets: &mut Segments<'_>,
+        shared: &mut Shared,
+        sink: &mut impl Sink,
+    ) -> Option<Time> {
+        let mut due = None;
+        while let Some(packet) = packets.advance() {
+            due = self.send_one(now, packet, shared, sink).or(due);
+        }
+        due
+    }
+
+    fn send_one(
         &mut self,
         now: Time,
         packet: &[u8],
@@ -274,7 +294,8 @@ impl Tunnel {
         self.note_sent(now);
         self.active = true;
         self.unanswered.get_or_insert(now);
-        if emit(length, to, &self.profile, shared, sink) && !packet.is_empty() {
+        let how = Departure { to, ecn: Ecn::of(packet), tunnel: self.tag() };
+        if emit(length, how, &self.profile, shared, sink) && !packet.is_empty() {
             self.profile.counters.tx_packets.add(1);
             self.profile.counters.tx_bytes.add(packet.len() as u64);
         }
@@ -350,7 +371,7 @@ impl Tunnel {
             Shaken::Cookie => debug!(peer = %self.profile.id, "the peer is under load and sent a cookie"),
             Shaken::Responded(length) => {
                 self.established(now, from, false, shared);
-                emit(length, from, &self.profile, shared, sink);
+                emit(length, self.departure(from), &self.profile, shared, sink);
                 self.note_sent(now);
                 // Should the initiator's confirmation get lost, whoever has something to send tries again.
                 self.retry_at = now + RETRY;
@@ -358,7 +379,7 @@ impl Tunnel {
             Shaken::Completed(length) => {
                 self.profile.counters.set_rtt(now.since(self.initiated));
                 self.established(now, from, true, shared);
-                emit(length, from, &self.profile, shared, sink);
+                emit(length, self.departure(from), &self.profile, shared, sink);
                 self.note_sent(now);
                 self.flush(now, shared, sink);
             }
@@ -505,7 +526,12 @@ impl Tunnel {
                 self.profile.counters.set_endpoint(Some(to));
             }
         }
-        emit(length, to, &self.profile, shared, sink);
+        emit(length, self.departure(to), &self.profile, shared, sink);
+    }
+
+    /// How a message of the tunnel's own goes.
+    fn departure(&self, to: SocketAddr) -> Departure {
+        Departure { to, ecn: Ecn::NotEct, tunnel: self.tag() }
     }
 
     /// The endpoint for the next attempt: the one in use, then all known ones in turn.
@@ -569,8 +595,8 @@ impl Drop for Tunnel {
 }
 
 /// Sends what is in the sink's room and counts it; returns whether it left.
-fn emit(length: usize, to: SocketAddr, profile: &Profile, shared: &Shared, sink: &mut impl Sink) -> bool {
-    match sink.send(length, to) {
+fn emit(length: usize, how: Departure, profile: &Profile, shared: &Shared, sink: &mut impl Sink) -> bool {
+    match sink.send(length, how) {
         Ok(()) => {
             shared.counters.tx_outer_packets.add(1);
             shared.counters.tx_outer_bytes.add(length as u64);

@@ -71,6 +71,13 @@ impl<'a> Segments<'a> {
         self.cut.as_ref().map_or(1, |cut| (self.packet.len() - cut.headers).div_ceil(cut.size).max(1))
     }
 
+    /// The length of all of them together, bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let headers = self.cut.as_ref().map_or(0, |cut| cut.headers);
+        self.packet.len() + (self.count() - 1) * headers
+    }
+
     /// The next packet.
     pub fn advance(&mut self) -> Option<&[u8]> {
         let number = self.taken;

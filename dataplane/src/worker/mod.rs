@@ -10,13 +10,14 @@
 //! ```
 //!
 //! Both sides get one batch in each turn, so neither starves the other. Errors of the kernel are counted
-//! and survived; an interface that was deleted is made anew. When offloads come, they fit in here: more
-//! packets for each system call, the same batches for the core.
+//! and survived; an interface that was deleted is made anew. What the core gives out waits in [`Buffers`],
+//! merged into as few system calls as may be, until it is full or the turn is over.
 
+mod control;
+mod outbox;
 mod sink;
 mod socket;
 
-use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, OnceLock};
@@ -29,8 +30,10 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::time::TimeSpec;
 use tracing::{error, info, warn};
 
-use crate::core::{BATCH, Batch, Core, Time};
+use crate::core::{Arrival, BATCH, Batch, Core, Time};
 use crate::counters::{DropCause, WorkerCounters};
+use crate::offload::VnetHeader;
+use crate::settings::Offload;
 use crate::table::Table;
 use crate::tun::Queue;
 use sink::{Buffers, Kernel};
@@ -67,6 +70,7 @@ pub(crate) struct Worker {
     pub(crate) lane: usize,
     pub(crate) interface: String,
     pub(crate) persist: bool,
+    pub(crate) offload: Offload,
     pub(crate) clock: Clock,
     pub(crate) core: Core,
     pub(crate) counters: Arc<WorkerCounters>,
@@ -116,9 +120,9 @@ impl Worker {
     }
 
     fn run(mut self) -> Result<(), String> {
-        let mut buffers = Buffers::default();
-        let mut datagrams = Batch::<SocketAddr>::default();
-        let mut packets = Batch::<()>::default();
+        let mut buffers = Buffers::new(&self.socket, self.queue.as_ref());
+        let mut datagrams = Batch::<Arrival>::default();
+        let mut packets = Batch::<VnetHeader>::default();
         let mut rests = Rests::default();
         let mut reattach_at = Time::default();
         loop {
@@ -126,6 +130,7 @@ impl Worker {
             if self.queue.is_none() && now >= reattach_at {
                 reattach_at = now + REATTACH;
                 self.reattach();
+                self.queue.iter().for_each(|queue| buffers.set_queue(queue));
             }
             rests.socket = rests.socket.filter(|&until| now < until);
             rests.queue = rests.queue.filter(|&until| now < until);
@@ -144,12 +149,13 @@ impl Worker {
             let mut kernel =
                 Kernel { socket: &self.socket, queue: self.queue.as_ref(), buffers: &mut buffers };
             self.core.handle_udp(now, &datagrams, &mut kernel);
-            self.core.handle_tun(now, &packets, &mut kernel);
+            self.core.handle_tun(now, &mut packets, &mut kernel);
             datagrams.clear();
             packets.clear();
             if self.core.poll_timeout().is_some_and(|at| at <= now) {
                 self.core.handle_timeout(now, &mut kernel);
             }
+            kernel.flush(&self.core);
         }
     }
 
@@ -204,11 +210,11 @@ impl Worker {
     }
 
     /// Reads one batch; returns whether the socket needs a rest.
-    fn read_socket(&mut self, batch: &mut Batch<SocketAddr>) -> bool {
+    fn read_socket(&mut self, batch: &mut Batch<Arrival>) -> bool {
         let mut errors = 0;
         while let Some(room) = batch.room() {
             match self.socket.receive(room) {
-                Ok((length, from)) => batch.push(from, length),
+                Ok(received) => batch.push_segments(received.arrival, received.length, received.segment),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // An error that an earlier packet brought about is reported once, then the queue goes on.
@@ -225,11 +231,12 @@ impl Worker {
     }
 
     /// Reads one batch; returns whether the queue needs a rest.
-    fn read_queue(&mut self, batch: &mut Batch<()>, failed: bool) -> bool {
+    fn read_queue(&mut self, batch: &mut Batch<VnetHeader>, failed: bool) -> bool {
         let Some(queue) = &self.queue else { return false };
         while let Some(room) = batch.room() {
             match queue.read(room) {
-                Ok(length) => batch.push((), length),
+                Ok((length, Some(header))) => batch.push(header, length),
+                Ok((_, None)) => self.counters.drops.count(DropCause::Malformed),
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => return failed && batch.is_empty(),
                     Some(libc::EINTR) => {}
@@ -255,7 +262,7 @@ impl Worker {
     }
 
     fn reattach(&mut self) {
-        match Queue::attach(&self.interface, self.persist) {
+        match Queue::attach(&self.interface, self.persist, self.offload) {
             Ok(queue) => {
                 info!(lane = self.lane, interface = self.interface, "attached to the interface again");
                 self.queue = Some(queue);

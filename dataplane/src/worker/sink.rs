@@ -1,25 +1,44 @@
-//! The core's way out, into the kernel: one system call for each packet, as yet.
+//! The core's way out, into the kernel.
 
 use std::io;
-use std::net::SocketAddr;
 
+use tracing::info;
+
+use super::outbox::{Lost, Outbox};
 use super::socket::LaneSocket;
-use crate::core::{OVERHEAD, Sink};
+use crate::core::{Core, Departure, OVERHEAD, Sink, TunnelTag};
 use crate::counters::DropCause;
+use crate::offload::{Coalescer, GsoKind, Merge, Merged};
 use crate::tun::Queue;
 
 /// Room for the largest packet and what boringtun wants on top.
 const ROOM: usize = 65_536 + OVERHEAD;
 
+/// What waits to be handed to the kernel, at the end of a turn at the latest. Some 400 KB, all of it taken
+/// at the start.
 #[derive(Debug)]
 pub(crate) struct Buffers {
-    datagram: Box<[u8]>,
-    packet: Box<[u8]>,
+    outbox: Outbox,
+    packets: Coalescer<TunnelTag>,
+    lost: Lost,
+    /// What the kernel has taken merged once, which it therefore knows.
+    proven: Merge,
 }
 
-impl Default for Buffers {
-    fn default() -> Self {
-        Self { datagram: vec![0; ROOM].into(), packet: vec![0; ROOM].into() }
+impl Buffers {
+    pub(crate) fn new(socket: &LaneSocket, queue: Option<&Queue>) -> Self {
+        let nothing = Merge { tcp: false, udp: false };
+        Self {
+            outbox: Outbox::new(socket.segments()),
+            packets: Coalescer::new(queue.map_or(nothing, Queue::merges)),
+            lost: Lost::default(),
+            proven: nothing,
+        }
+    }
+
+    /// Follows a queue that was attached anew.
+    pub(crate) fn set_queue(&mut self, queue: &Queue) {
+        self.packets.set_merge(queue.merges());
     }
 }
 
@@ -30,40 +49,119 @@ pub(crate) struct Kernel<'a> {
     pub(crate) buffers: &'a mut Buffers,
 }
 
+impl Kernel<'_> {
+    /// Hands over what waits, and has the core count what was lost.
+    pub(crate) fn flush(&mut self, core: &Core) {
+        self.buffers.outbox.flush(self.socket, &mut self.buffers.lost);
+        self.write_packets();
+        if !self.buffers.lost.is_empty() {
+            self.buffers
+                .lost
+                .drain()
+                .for_each(|(tunnel, cause, packets)| core.charge(tunnel, cause, packets));
+        }
+    }
+
+    fn write_packets(&mut self) {
+        let Buffers { packets, lost, proven, .. } = &mut *self.buffers;
+        let mut refused = None;
+        packets.flush(|merged| match self.queue {
+            None => lost.add(merged.tag(), DropCause::TunWriteFailed, merged.count() as u64),
+            Some(queue) => {
+                if let Some(kind) = write(queue, merged, lost, proven) {
+                    refused = Some(kind);
+                }
+            }
+        });
+        if let Some(kind) = refused {
+            let mut merge = self.buffers.packets.merges();
+            info!(
+                ?kind,
+                "packets are written to the interface one by one from now on: the kernel does not take them merged"
+            );
+            *part(&mut merge, kind) = false;
+            self.buffers.packets.set_merge(merge);
+        }
+    }
+}
+
+fn part(merge: &mut Merge, kind: GsoKind) -> &mut bool {
+    match kind {
+        GsoKind::TcpV4 | GsoKind::TcpV6 => &mut merge.tcp,
+        GsoKind::Udp => &mut merge.udp,
+    }
+}
+
+/// Writes a packet; one by one what the kernel does not take merged. Returns what it does not know at all.
+fn write(
+    queue: &Queue,
+    merged: &Merged<'_, TunnelTag>,
+    lost: &mut Lost,
+    proven: &mut Merge,
+) -> Option<GsoKind> {
+    let error = match again(|| merged.write(|pieces| queue.write(pieces))) {
+        Ok(()) => {
+            if let Some(kind) = merged.kind() {
+                *part(proven, kind) = true;
+            }
+            return None;
+        }
+        Err(error) => error,
+    };
+    let kind = merged.kind().filter(|_| error.raw_os_error() == Some(libc::EINVAL));
+    let Some(kind) = kind else {
+        lost.add(merged.tag(), cause(&error), merged.count() as u64);
+        return None;
+    };
+    for packet in merged.packets() {
+        let plain = crate::offload::VnetHeader::default().encode();
+        let pieces = [io::IoSlice::new(&plain), io::IoSlice::new(packet)];
+        if let Err(error) = again(|| queue.write(&pieces)) {
+            lost.add(merged.tag(), cause(&error), 1);
+        }
+    }
+    // What it took before, it knows: then it was something about these packets.
+    (!*part(proven, kind)).then_some(kind)
+}
+
+fn again(mut call: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+fn cause(error: &io::Error) -> DropCause {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => DropCause::QueueFull,
+        _ => DropCause::TunWriteFailed,
+    }
+}
+
 impl Sink for Kernel<'_> {
     fn datagram(&mut self, length: usize) -> &mut [u8] {
         debug_assert!(length <= ROOM);
-        &mut self.buffers.datagram
+        self.buffers.outbox.room()
     }
 
-    fn send(&mut self, length: usize, to: SocketAddr) -> Result<(), DropCause> {
-        let datagram = &self.buffers.datagram[..length];
-        loop {
-            let Err(error) = self.socket.send(datagram, to) else { return Ok(()) };
-            return Err(match error.raw_os_error() {
-                Some(libc::EINTR) => continue,
-                Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropCause::QueueFull,
-                Some(libc::EMSGSIZE) => DropCause::TooBig,
-                // No route, no address of the family, forbidden by a rule: it may change at any moment.
-                _ => DropCause::SendFailed,
-            });
-        }
+    fn send(&mut self, length: usize, how: Departure) -> Result<(), DropCause> {
+        self.buffers.outbox.push(length, how, self.socket, &mut self.buffers.lost);
+        Ok(())
     }
 
     fn packet(&mut self, length: usize) -> &mut [u8] {
         debug_assert!(length <= ROOM);
-        &mut self.buffers.packet
+        self.buffers.packets.room()
     }
 
-    fn deliver(&mut self, length: usize) -> Result<(), DropCause> {
-        let queue = self.queue.ok_or(DropCause::TunWriteFailed)?;
-        loop {
-            let Err(error) = queue.write(&self.buffers.packet[..length]) else { return Ok(()) };
-            return Err(match error.kind() {
-                io::ErrorKind::Interrupted => continue,
-                io::ErrorKind::WouldBlock => DropCause::QueueFull,
-                _ => DropCause::TunWriteFailed,
-            });
+    fn deliver(&mut self, length: usize, tunnel: TunnelTag) -> Result<(), DropCause> {
+        self.buffers.packets.commit(length, tunnel);
+        // Never asked for room without having it: what was written there must stay.
+        if !self.buffers.packets.has_room(ROOM) {
+            self.write_packets();
         }
+        Ok(())
     }
 }

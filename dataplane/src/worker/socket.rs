@@ -1,14 +1,18 @@
 //! The UDP socket of a lane.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
-use tracing::warn;
+use socket2::{Domain, MaybeUninitSlice, MsgHdr, MsgHdrMut, Protocol, SockAddr, SockRef, Socket, Type};
+use tracing::{info, warn};
 
-use crate::settings::StartError;
+use super::control::{Control, Parts};
+use crate::core::Arrival;
+use crate::offload::Ecn;
+use crate::settings::{Offload, StartError};
 
 /// Buffers of the kernel for one socket, bytes each way: some 30 ms of traffic at 1 Gbit/s. Memory is
 /// taken only for what waits.
@@ -23,10 +27,21 @@ const BIND_PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct LaneSocket {
     socket: UdpSocket,
     dual: bool,
+    segments: bool,
+}
+
+/// What one call received.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) arrival: Arrival,
+    /// Bytes in all.
+    pub(crate) length: usize,
+    /// Bytes of each datagram but the last, which may be shorter.
+    pub(crate) segment: usize,
 }
 
 impl LaneSocket {
-    pub(crate) fn open(lane: usize, port: u16, fwmark: u32) -> Result<Self, StartError> {
+    pub(crate) fn open(lane: usize, port: u16, fwmark: u32, offload: Offload) -> Result<Self, StartError> {
         let failed = |what| move |error| StartError::Socket { lane, port, what, error };
         let (socket, dual) = match Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP)) {
             Ok(socket) => (socket, true),
@@ -45,6 +60,15 @@ impl LaneSocket {
         }
         let_fragment(&socket, dual).map_err(failed("allowing fragmentation"))?;
         buffers(&socket, lane);
+        tell_ecn(&socket, dual).map_err(failed("asking for the ECN bits"))?;
+        // Zero is the default: each datagram for itself. A kernel that does not know the option says so.
+        let segments = offload.gso && set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
+        let merges = offload.gro && set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+        for (what, wanted, works) in [("GSO", offload.gso, segments), ("GRO", offload.gro, merges)] {
+            if wanted && !works {
+                info!(lane, "the kernel has no UDP {what}: each datagram is a system call of its own");
+            }
+        }
         let any: SocketAddr = if dual {
             SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0).into()
         } else {
@@ -54,21 +78,64 @@ impl LaneSocket {
             io::ErrorKind::AddrInUse => StartError::PortTaken { port, lane },
             _ => failed("binding")(error),
         })?;
-        Ok(Self { socket: socket.into(), dual })
+        Ok(Self { socket: socket.into(), dual, segments })
     }
 
-    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        self.socket.recv_from(buffer)
+    /// Whether the kernel knows how to cut what is sent.
+    pub(crate) fn segments(&self) -> bool {
+        self.segments
     }
 
-    pub(crate) fn send(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
-        let to = match to {
+    /// Receives a datagram, or several that came from one sender in a row.
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
+        let mut control = [MaybeUninit::<u8>::zeroed(); Parts::ROOM];
+        // SAFETY: `MaybeUninit<u8>` has the layout of `u8`, and nothing that is not initialized is written
+        // through it: the kernel writes bytes.
+        let buffer = unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) };
+        // Room for an address of either family.
+        let mut from = SockAddr::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 0, 0, 0));
+        let mut buffers = [MaybeUninitSlice::new(buffer)];
+        let mut message =
+            MsgHdrMut::new().with_addr(&mut from).with_buffers(&mut buffers).with_control(&mut control);
+        let length = SockRef::from(&self.socket).recvmsg(&mut message, 0)?;
+        let control_length = message.control_len();
+        // SAFETY: the array was zeroed before the kernel wrote into it.
+        let control = control.map(|byte| unsafe { byte.assume_init() });
+        let parts = Parts::read(&control[..control_length.min(Parts::ROOM)]);
+        let from = from.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+        let arrival = Arrival { from, ecn: Ecn::from_bits(parts.class) };
+        Ok(Received { arrival, length, segment: parts.segment.unwrap_or(length) })
+    }
+
+    /// Sends `bytes` to `to`, cut into datagrams of `segment` bytes.
+    pub(crate) fn send(
+        &self,
+        bytes: &[u8],
+        to: SocketAddr,
+        ecn: Ecn,
+        segment: Option<u16>,
+    ) -> io::Result<()> {
+        let mut control = Control::default();
+        if let Some(segment) = segment {
+            control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
+        }
+        if ecn != Ecn::NotEct {
+            let class = libc::c_int::from(ecn.bits()).to_ne_bytes();
+            match to {
+                // Also where it is written as an IPv6 address.
+                SocketAddr::V4(_) => control.push(libc::IPPROTO_IP, libc::IP_TOS, &class),
+                SocketAddr::V6(_) => control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &class),
+            }
+        }
+        let to: SockAddr = match to {
             SocketAddr::V4(v4) if self.dual => {
                 SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
             }
-            to => to,
+            to => to.into(),
         };
-        self.socket.send_to(datagram, to).map(|_| ())
+        let buffers = [IoSlice::new(bytes)];
+        let message = MsgHdr::new().with_addr(&to).with_buffers(&buffers).with_control(control.bytes());
+        SockRef::from(&self.socket).sendmsg(&message, 0).map(|_| ())
     }
 }
 
@@ -104,6 +171,15 @@ fn let_fragment(socket: &Socket, dual: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// Has the ECN bits of what arrives told, which [`Ecn::decapsulated`] needs.
+fn tell_ecn(socket: &Socket, dual: bool) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+    if dual {
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+    }
+    Ok(())
+}
+
 /// Asks for large buffers; with CAP_NET_ADMIN beyond `net.core.{r,w}mem_max`, without it up to that.
 fn buffers(socket: &Socket, lane: usize) {
     let size = BUFFER as libc::c_int;
@@ -135,22 +211,49 @@ mod tests {
 
     #[test]
     fn both_families_reach_it_and_a_taken_port_is_named() {
-        let socket = LaneSocket::open(3, 0, 0).unwrap();
+        let socket = LaneSocket::open(3, 0, 0, Offload::ALL).unwrap();
         let port = socket.socket.local_addr().unwrap().port();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         sender.send_to(b"four", ("127.0.0.1", port)).unwrap();
         let mut buffer = [0; 16];
         let from = loop {
             match socket.receive(&mut buffer) {
-                Ok((4, from)) => break from,
-                Ok(_) => panic!("another datagram"),
+                Ok(Received { length: 4, segment: 4, arrival }) => break arrival.from,
+                Ok(other) => panic!("another datagram: {other:?}"),
                 Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
             }
         };
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-        socket.send(b"back", from).unwrap();
+        socket.send(b"back", from, Ecn::NotEct, None).unwrap();
         assert_eq!(sender.recv(&mut buffer).unwrap(), 4);
-        let error = LaneSocket::open(3, port, 0).unwrap_err().to_string();
+        let error = LaneSocket::open(3, port, 0, Offload::NONE).unwrap_err().to_string();
         assert!(error.contains(&port.to_string()) && error.contains("lane 3"), "{error}");
+    }
+
+    /// Two sockets on loopback, over IPv4 and IPv6: several datagrams with one call, and the ECN bits.
+    #[test]
+    fn datagrams_travel_together_with_their_ecn_bits() {
+        for to in ["127.0.0.1", "::1"] {
+            let sender = LaneSocket::open(0, 0, 0, Offload::ALL).unwrap();
+            let receiver = LaneSocket::open(0, 0, 0, Offload::ALL).unwrap();
+            let port = receiver.socket.local_addr().unwrap().port();
+            let to = SocketAddr::new(to.parse().unwrap(), port);
+            for ecn in [Ecn::NotEct, Ecn::Ect0, Ecn::Ect1, Ecn::Ce] {
+                sender.send(&[7; 2500], to, ecn, Some(1000)).unwrap();
+                let mut buffer = vec![0; 65_536];
+                let (mut bytes, mut datagrams) = (0, 0);
+                while bytes < 2500 {
+                    match receiver.receive(&mut buffer) {
+                        Ok(received) => {
+                            bytes += received.length;
+                            datagrams += received.length.div_ceil(received.segment);
+                            assert_eq!(received.arrival.ecn, ecn, "{to}");
+                        }
+                        Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+                    }
+                }
+                assert_eq!((bytes, datagrams), (2500, 3));
+            }
+        }
     }
 }

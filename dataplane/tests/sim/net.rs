@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mock_instant::MockClock;
-use podspan_dataplane::core::{Batch, Config, Core, Sink, Time};
+use podspan_dataplane::core::{Arrival, Batch, Config, Core, Departure, Sink, Time, TunnelTag};
+use podspan_dataplane::offload::{Ecn, VnetHeader};
 use podspan_dataplane::table::Table;
 use podspan_dataplane::{DropCause, LaneSecret, LaneStatus, PeerSpec, RouteSpec, TableSpec, WorkerStatus};
 use podspan_wire::{Cidr, Lane, NodeId};
@@ -27,11 +28,20 @@ pub(crate) struct Weather {
     pub(crate) loss: u64,
     pub(crate) duplicates: u64,
     pub(crate) mtu: usize,
+    /// Whether routers mark congestion on what can carry the mark.
+    pub(crate) congested: bool,
 }
 
 impl Default for Weather {
     fn default() -> Self {
-        Self { latency: 10 * MS, jitter: Duration::ZERO, loss: 0, duplicates: 0, mtu: 65_507 }
+        Self {
+            latency: 10 * MS,
+            jitter: Duration::ZERO,
+            loss: 0,
+            duplicates: 0,
+            mtu: 65_507,
+            congested: false,
+        }
     }
 }
 
@@ -74,7 +84,7 @@ impl Node {
 
 enum Event {
     Wake { node: usize, lane: usize },
-    Arrive { from: SocketAddr, to: SocketAddr, bytes: Vec<u8> },
+    Arrive { from: SocketAddr, to: SocketAddr, ecn: Ecn, bytes: Vec<u8> },
 }
 
 pub(crate) struct Sim {
@@ -95,7 +105,7 @@ struct Out {
     datagram: Vec<u8>,
     packet: Vec<u8>,
     mtu: usize,
-    sent: Vec<(SocketAddr, Vec<u8>)>,
+    sent: Vec<(Departure, Vec<u8>)>,
     delivered: Vec<Vec<u8>>,
 }
 
@@ -104,18 +114,18 @@ impl Sink for Out {
         assert!(length <= self.datagram.len());
         &mut self.datagram[..length]
     }
-    fn send(&mut self, length: usize, to: SocketAddr) -> Result<(), DropCause> {
+    fn send(&mut self, length: usize, how: Departure) -> Result<(), DropCause> {
         if length > self.mtu {
             return Err(DropCause::TooBig);
         }
-        self.sent.push((to, self.datagram[..length].to_vec()));
+        self.sent.push((how, self.datagram[..length].to_vec()));
         Ok(())
     }
     fn packet(&mut self, length: usize) -> &mut [u8] {
         assert!(length <= self.packet.len());
         &mut self.packet[..length]
     }
-    fn deliver(&mut self, length: usize) -> Result<(), DropCause> {
+    fn deliver(&mut self, length: usize, _: TunnelTag) -> Result<(), DropCause> {
         self.delivered.push(self.packet[..length].to_vec());
         Ok(())
     }
@@ -298,29 +308,35 @@ impl Sim {
         work(&mut self.nodes[node].cores[lane], self.now, &mut out);
         let now = self.now;
         self.nodes[node].inbox.extend(out.delivered.into_iter().map(|packet| (now, lane, packet)));
-        for (to, bytes) in out.sent {
+        for (Departure { to, ecn, .. }, bytes) in out.sent {
             if let Some(nat) = &mut self.nodes[node].nat {
                 nat.used.insert((lane, to), now);
             }
             let from = self.outside(node, lane);
-            self.carry(from, to, bytes);
+            self.carry(from, to, ecn, bytes);
         }
         self.rearm(node, lane);
     }
 
-    /// Lets a datagram travel from `from` to `to`.
-    pub(crate) fn carry(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
+    /// Lets a datagram travel from `from` to `to`, with these ECN bits in its header.
+    fn carry(&mut self, from: SocketAddr, to: SocketAddr, mut ecn: Ecn, bytes: Vec<u8>) {
         if let Some(tap) = &mut self.tap {
             tap.push((from, to, bytes.clone()));
         }
         let weather = self.weather;
+        if weather.congested && ecn != Ecn::NotEct {
+            ecn = Ecn::Ce;
+        }
         if self.random() % 1000 < weather.loss {
             return;
         }
         let copies = if self.random() % 1000 < weather.duplicates { 2 } else { 1 };
         for _ in 0..copies {
             let jitter = Duration::from_micros(self.random() % (weather.jitter.as_micros() as u64 + 1));
-            self.push(self.now + weather.latency + jitter, Event::Arrive { from, to, bytes: bytes.clone() });
+            self.push(
+                self.now + weather.latency + jitter,
+                Event::Arrive { from, to, ecn, bytes: bytes.clone() },
+            );
         }
     }
 
@@ -343,19 +359,38 @@ impl Sim {
             let mut batch = Batch::default();
             for packet in some {
                 batch.room().unwrap()[..packet.len()].copy_from_slice(packet);
-                batch.push((), packet.len());
+                batch.push(VnetHeader::default(), packet.len());
             }
-            self.call(node, lane, |core, now, out| core.handle_tun(now, &batch, out));
+            self.call(node, lane, |core, now, out| core.handle_tun(now, &mut batch, out));
         }
+    }
+
+    /// Sends one packet that stands for many.
+    pub(crate) fn send_big(&mut self, node: usize, lane: usize, header: VnetHeader, packet: &[u8]) {
+        let mut batch = Batch::default();
+        batch.room().unwrap()[..packet.len()].copy_from_slice(packet);
+        batch.push(header, packet.len());
+        self.call(node, lane, |core, now, out| core.handle_tun(now, &mut batch, out));
     }
 
     /// Gives datagrams to a core at once, past the network.
     pub(crate) fn inject(&mut self, node: usize, lane: usize, datagrams: &[(SocketAddr, Vec<u8>)]) {
+        self.inject_marked(node, lane, Ecn::NotEct, datagrams);
+    }
+
+    /// The same, with these ECN bits in their headers.
+    pub(crate) fn inject_marked(
+        &mut self,
+        node: usize,
+        lane: usize,
+        ecn: Ecn,
+        datagrams: &[(SocketAddr, Vec<u8>)],
+    ) {
         for some in datagrams.chunks(64) {
             let mut batch = Batch::default();
             for (from, datagram) in some {
                 batch.room().unwrap()[..datagram.len()].copy_from_slice(datagram);
-                batch.push(*from, datagram.len());
+                batch.push(Arrival { from: *from, ecn }, datagram.len());
             }
             self.call(node, lane, |core, now, out| core.handle_udp(now, &batch, out));
         }
@@ -377,9 +412,9 @@ impl Sim {
                         self.call(node, lane, |core, now, out| core.handle_timeout(now, out));
                     }
                 }
-                Some(Event::Arrive { from, to, bytes }) => {
+                Some(Event::Arrive { from, to, ecn, bytes }) => {
                     if let Some((node, lane)) = self.receiver(from, to) {
-                        self.inject(node, lane, &[(from, bytes)]);
+                        self.inject_marked(node, lane, ecn, &[(from, bytes)]);
                     }
                 }
                 None => unreachable!("an event is taken once"),

@@ -1,6 +1,7 @@
 //! Packets: that they get through, all of them, once, to the right place.
 
 use podspan_dataplane::DropCause;
+use podspan_dataplane::offload::{Ecn, Gso, GsoKind, Partial, Segments, VnetHeader};
 
 use crate::net::{MS, Nat, S, Sim, Weather, udp};
 
@@ -37,7 +38,14 @@ fn the_first_packet_shakes_hands_and_gets_through_both_families() {
 fn loss_reordering_and_duplicates_never_give_a_packet_twice() {
     for seed in 0..8 {
         let mut sim = Sim::pair(seed, (1, 1));
-        sim.weather = Weather { latency: 10 * MS, jitter: 30 * MS, loss: 50, duplicates: 200, mtu: 1500 };
+        sim.weather = Weather {
+            latency: 10 * MS,
+            jitter: 30 * MS,
+            loss: 50,
+            duplicates: 200,
+            mtu: 1500,
+            congested: false,
+        };
         let mut sim = sim.start();
         sim.send(0, 0, &range(0, 0, 1));
         sim.until(20 * S, "handshake under loss", |sim| sim.is_up(0, 1) && sim.is_up(1, 0));
@@ -298,4 +306,71 @@ fn with_all_gateways_lost_flows_keep_their_gateway_and_recover() {
     }
     sim.until(20 * S, "dialled again", |sim| sim.is_up(0, 1) && sim.is_up(0, 2));
     assert_eq!(where_flows_go(&mut sim, "10.2.9.9"), before);
+}
+
+/// Congestion on the way is told to the inner packet, or to nobody (RFC 6040).
+#[test]
+fn marks_of_congestion_come_through_the_tunnel() {
+    for congested in [false, true] {
+        let mut sim = Sim::pair(3, (1, 1)).start();
+        sim.send(0, 0, &range(0, 0, 1));
+        sim.until(S, "handshake", |sim| sim.is_up(0, 1) && sim.is_up(1, 0));
+        sim.nodes[1].inbox.clear();
+        sim.weather.congested = congested;
+        for ecn in [Ecn::NotEct, Ecn::Ect0, Ecn::Ect1, Ecn::Ce] {
+            for (source, destination) in [("10.0.0.2", "10.1.0.3"), ("fd00:0::2", "fd00:1::3")] {
+                let mut packet = udp(source, destination, 1000, 1, 100);
+                ecn.write(&mut packet);
+                sim.send(0, 0, &[packet]);
+            }
+        }
+        sim.run(S);
+        let got: Vec<_> = sim.nodes[1].inbox.iter().map(|(_, _, packet)| Ecn::of(packet)).collect();
+        use Ecn::{Ce, Ect0, Ect1, NotEct};
+        let (ect0, ect1) = if congested { (Ce, Ce) } else { (Ect0, Ect1) };
+        assert_eq!(got, [NotEct, NotEct, ect0, ect0, ect1, ect1, Ce, Ce]);
+    }
+    // A mark where the transport cannot carry it: not by a router that knows the rules.
+    let mut sim = Sim::pair(3, (1, 1)).start();
+    sim.send(0, 0, &range(0, 0, 1));
+    sim.until(S, "handshake", |sim| sim.is_up(0, 1) && sim.is_up(1, 0));
+    sim.tap = Some(Vec::new());
+    sim.send(0, 0, &range(0, 1, 2));
+    let (from, _, datagram) = sim.tap.take().unwrap().pop().unwrap();
+    let before = sim.nodes[1].inbox.len();
+    sim.inject_marked(1, 0, Ecn::Ce, &[(from, datagram)]);
+    assert_eq!(sim.nodes[1].inbox.len(), before);
+    assert_eq!(sim.drops(1, DropCause::CongestionMarked), 1);
+}
+
+/// A big packet, sent while there is no session yet, and again when there is one.
+#[test]
+fn a_big_packet_arrives_as_the_packets_it_stands_for() {
+    let mut sim = Sim::pair(5, (1, 1)).start();
+    let mut big = udp("10.0.0.2", "10.1.0.3", 1000, 1, 10_000);
+    let partial = Some(Partial { start: 20, offset: 6 });
+    let gso = Some(Gso { kind: GsoKind::Udp, size: 1000, cwr: false });
+    let header = VnetHeader { partial, gso, headers: 28 };
+    let mut expected = Vec::new();
+    let mut copy = big.clone();
+    let mut segments = Segments::new(header, &mut copy).unwrap();
+    while let Some(segment) = segments.advance() {
+        expected.push(segment.to_vec());
+    }
+    assert_eq!(expected.len(), 11);
+    for round in 0..2 {
+        sim.send_big(0, 0, header, &big);
+        sim.run(S);
+        let got: Vec<_> = sim.nodes[1].inbox.drain(..).map(|(_, _, packet)| packet).collect();
+        assert_eq!(got, expected, "round {round}");
+    }
+    let tunnel = &sim.tunnels(0, 1)[0];
+    assert_eq!((tunnel.tx_packets, sim.worker(0, 0).tx_inner_packets), (22, 22));
+    assert_eq!(tunnel.tx_bytes, sim.worker(0, 0).tx_inner_bytes);
+    // What contradicts itself is dropped, whole.
+    big[2] = 0;
+    sim.send_big(0, 0, header, &big);
+    sim.run(S);
+    assert!(sim.nodes[1].inbox.is_empty());
+    assert_eq!(sim.drops(0, DropCause::Malformed), 1);
 }

@@ -4,7 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use podspan_dataplane::core::{Batch, Config, Core, MAX_DATAGRAM, OVERHEAD, Sink, Time};
+use podspan_dataplane::core::{
+    Arrival, Batch, Config, Core, Departure, MAX_DATAGRAM, OVERHEAD, Sink, Time, TunnelTag,
+};
+use podspan_dataplane::offload::{Ecn, VnetHeader};
 use podspan_dataplane::table::Table;
 use podspan_dataplane::{DropCause, LaneSecret, PeerSpec, RouteSpec, TableSpec};
 use podspan_wire::{Cidr, Lane};
@@ -25,9 +28,9 @@ impl Sink for Kept {
         &mut self.room
     }
 
-    fn send(&mut self, length: usize, to: SocketAddr) -> Result<(), DropCause> {
+    fn send(&mut self, length: usize, how: Departure) -> Result<(), DropCause> {
         assert!(length <= MAX_DATAGRAM);
-        self.datagrams.push((self.room[..length].to_vec(), to));
+        self.datagrams.push((self.room[..length].to_vec(), how.to));
         Ok(())
     }
 
@@ -36,7 +39,7 @@ impl Sink for Kept {
         &mut self.room
     }
 
-    fn deliver(&mut self, length: usize) -> Result<(), DropCause> {
+    fn deliver(&mut self, length: usize, _: TunnelTag) -> Result<(), DropCause> {
         self.packets.push(self.room[..length].to_vec());
         Ok(())
     }
@@ -47,8 +50,8 @@ struct Node {
     core: Core,
     address: SocketAddr,
     sink: Kept,
-    packets: Batch<()>,
-    datagrams: Batch<SocketAddr>,
+    packets: Batch<VnetHeader>,
+    datagrams: Batch<Arrival>,
 }
 
 fn secret(node: u8) -> LaneSecret {
@@ -92,13 +95,13 @@ impl Node {
     }
 
     fn take_packet(&mut self, now: Time, packet: &[u8]) {
-        fill(&mut self.packets, (), packet);
-        self.core.handle_tun(now, &self.packets, &mut self.sink);
+        fill(&mut self.packets, VnetHeader::default(), packet);
+        self.core.handle_tun(now, &mut self.packets, &mut self.sink);
         self.core.handle_timeout(now, &mut self.sink);
     }
 
     fn take_datagram(&mut self, now: Time, from: SocketAddr, datagram: &[u8]) {
-        fill(&mut self.datagrams, from, datagram);
+        fill(&mut self.datagrams, Arrival { from, ecn: Ecn::NotEct }, datagram);
         self.core.handle_udp(now, &self.datagrams, &mut self.sink);
         self.core.handle_timeout(now, &mut self.sink);
     }
