@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use podspan_wire::NodeName;
 use podspan_wire::settings::{FilePath, ListenAddress, Reader, Section, SettingsError};
+
+use crate::cni_install::CniSettings;
 
 /// What happens to tunnels, routes and rules when the agent is told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +38,17 @@ pub enum Source {
         /// Its path.
         path: PathBuf,
     },
+    /// The API server of the Kubernetes cluster that the node belongs to.
+    Kubernetes(KubernetesSource),
+}
+
+/// How the API server is asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KubernetesSource {
+    /// The Node's name; that of the environment's `NODE_NAME` unless set.
+    pub node: Option<NodeName>,
+    /// The kubeconfig file; the pod's own service account unless set.
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// The settings of one agent.
@@ -52,6 +66,8 @@ pub struct Config {
     pub on_exit: OnExit,
     /// Where the facts about this node come from.
     pub source: Source,
+    /// The CNI plugin's place on the node; untouched unless set.
+    pub cni: Option<CniSettings>,
     /// The packet path.
     pub tunnel: Tunnel,
 }
@@ -142,6 +158,7 @@ impl Config {
                 None
             }
         };
+        let cni = top.section(r, "cni").map(|section| CniSettings::read(r, section, base));
         let tunnel = match top.section(r, "tunnel") {
             Some(section) => Self::tunnel(r, section),
             None => Tunnel::default(),
@@ -157,14 +174,36 @@ impl Config {
             health_listen,
             on_exit,
             source: source.ok_or_else(missing)?,
+            cni,
             tunnel,
         })
     }
 
     fn source<'t>(r: &mut Reader<'t>, mut section: Section<'t>, base: &Path) -> Option<Source> {
-        let file = section.required::<FilePath>(r, "file", "the path of the file with this node's facts");
+        let s = &mut section;
+        let file = s.optional::<FilePath>(r, "file");
+        let source = match s.optional::<bool>(r, "kubernetes").unwrap_or(false) {
+            true => {
+                if file.is_some() {
+                    r.fault(s, "file", "stands beside kubernetes = true: the facts come from one of them");
+                }
+                let node = s.optional(r, "node");
+                let kubeconfig = s.optional::<FilePath>(r, "kubeconfig").map(|path| path.within(base));
+                Some(Source::Kubernetes(KubernetesSource { node, kubeconfig }))
+            }
+            false => {
+                if file.is_none() {
+                    r.fault(
+                        s,
+                        "file",
+                        "is missing: the path of the file with this node's facts, or else kubernetes = true",
+                    );
+                }
+                file.map(|file| Source::File { path: file.within(base) })
+            }
+        };
         section.finish(r);
-        file.map(|file| Source::File { path: file.within(base) })
+        source
     }
 
     fn tunnel<'t>(r: &mut Reader<'t>, mut section: Section<'t>) -> Tunnel {
@@ -264,6 +303,33 @@ persistent-keepalive-seconds = 25
         let config = parse("bundle = \"b\"\nsource.file = \"n\"\n").unwrap();
         assert_eq!(config.health_listen, None, "no port that nobody asked for");
         assert_eq!(config.on_exit, OnExit::Keep);
+    }
+
+    #[test]
+    fn the_source_is_a_file_or_kubernetes() {
+        let source = |text: &str| parse(&format!("bundle = \"b\"\n[source]\n{text}\n"));
+        assert_eq!(
+            source("kubernetes = true").unwrap().source,
+            Source::Kubernetes(KubernetesSource::default())
+        );
+        let whole = source("kubernetes = true\nnode = \"node-1\"\nkubeconfig = \"admin.conf\"").unwrap();
+        let expected = KubernetesSource {
+            node: Some("node-1".parse().unwrap()),
+            kubeconfig: Some("/etc/podspan/admin.conf".into()),
+        };
+        assert_eq!(whole.source, Source::Kubernetes(expected));
+        for (text, key) in [
+            ("kubernetes = true\nfile = \"x\"", "source.file"),
+            ("kubernetes = \"perhaps\"\nfile = \"x\"", "source.kubernetes"),
+            ("kubernetes = true\nnode = \"Node 1\"", "source.node"),
+            ("kubernetes = false", "source.file"),
+            ("file = \"x\"\nnode = \"node-1\"", "source.node"),
+            ("", "source.file"),
+        ] {
+            let error = source(text).unwrap_err();
+            assert_eq!(error.faults.len(), 1, "{text}: {error}");
+            assert_eq!(error.faults[0].key, key, "{text}: {error}");
+        }
     }
 
     /// Each field wrong in turn: one fault, on its line, under its key.

@@ -109,6 +109,8 @@ pub struct Inbox {
     pub published: watch::Receiver<Published>,
     /// What is wrong with the bundle file, if anything.
     pub bundle: watch::Receiver<Option<String>>,
+    /// What is wrong with the CNI plugin's place on the node, if anything.
+    pub cni: watch::Receiver<Option<String>>,
 }
 
 /// The ends of the channels that lead away from here.
@@ -155,6 +157,7 @@ pub struct Controller {
     facts_problem: Option<String>,
     underlay_problem: Option<String>,
     bundle_problem: Option<String>,
+    cni_problem: Option<String>,
     /// Parts of the agent that ended though they should not have.
     ended: Vec<&'static str>,
     table_problems: Vec<String>,
@@ -192,6 +195,7 @@ impl Controller {
             facts_problem: None,
             underlay_problem: None,
             bundle_problem: None,
+            cni_problem: None,
             ended: Vec::new(),
             table_problems: Vec::new(),
             published: Published::default(),
@@ -581,7 +585,10 @@ impl Controller {
         problems.extend(self.attachments.problem().map(str::to_owned));
         problems.extend(self.underlay_problem.clone());
         problems.extend(self.bundle_problem.clone());
+        problems.extend(self.cni_problem.clone());
         problems.extend(self.facts_problem.clone());
+        let contradictions = self.facts.discovery.contradictions.iter();
+        problems.extend(contradictions.filter(|wrong| wrong.problem).map(|wrong| wrong.message.clone()));
         problems.extend(self.table_problems.iter().cloned());
         problems.extend(self.desired.iter().flat_map(|desired| desired.problems.iter().cloned()));
         problems.extend(self.host.notes());

@@ -85,7 +85,7 @@ pub fn desired(inputs: &Inputs<'_>) -> DesiredState {
         }
     }
 
-    let mtu = inputs.tunnel.mtu.unwrap_or_else(|| tunnel_mtu(inputs.underlay_mtu));
+    let mtu = inputs.facts.mtu.or(inputs.tunnel.mtu).unwrap_or_else(|| tunnel_mtu(inputs.underlay_mtu));
     if mtu + OVERHEAD > inputs.underlay_mtu {
         problems.push(format!(
             "the tunnel's MTU of {mtu} and {OVERHEAD} bytes of encapsulation exceed the underlay's MTU of {}: large \
@@ -224,12 +224,10 @@ mod tests {
         }
         assert_eq!(membership.refusals().total(), 0);
         let mut facts = LocalFacts {
-            node: "node-1".parse().unwrap(),
             gateway,
             endpoints: vec!["192.0.2.11".parse().unwrap()],
             pod_cidrs: vec!["10.1.1.0/24".parse().unwrap(), "fd00:10:1:1::/64".parse().unwrap()].into(),
-            service_cidrs: CidrSet::default(),
-            underlay: Vec::new(),
+            ..LocalFacts::new("node-1".parse().unwrap())
         };
         change(&mut facts);
         desired(&Inputs {

@@ -5,10 +5,13 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use podspan_wire::settings::{Reader, SettingsError};
+use podspan_wire::status::Discovery;
 use podspan_wire::{CidrSet, Grant, NodeName};
+use serde::{Deserialize, Serialize};
 
 /// What this node is. Every source of facts yields this, and nothing behind it knows which one it was.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct LocalFacts {
     /// The node's name within its cluster.
     pub node: NodeName,
@@ -23,6 +26,15 @@ pub struct LocalFacts {
     /// The interfaces by which other nodes of the cluster are reached; found by the endpoints or the
     /// default route where the source does not tell.
     pub underlay: Vec<String>,
+    /// The node's own addresses on the underlay, as far as the source knows them: they tell its interfaces.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// The tunnel's MTU, bytes; that of the agent's settings unless set.
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    /// What the source found by itself, and where; for a person.
+    #[serde(default)]
+    pub discovery: Discovery,
 }
 
 /// Facts that cannot be used, each with what to do.
@@ -38,6 +50,22 @@ impl fmt::Display for FactsError {
 impl std::error::Error for FactsError {}
 
 impl LocalFacts {
+    /// A node that is nothing but its name.
+    #[must_use]
+    pub fn new(node: NodeName) -> Self {
+        Self {
+            node,
+            gateway: false,
+            endpoints: Vec::new(),
+            pod_cidrs: CidrSet::default(),
+            service_cidrs: CidrSet::default(),
+            underlay: Vec::new(),
+            addresses: Vec::new(),
+            mtu: None,
+            discovery: Discovery::default(),
+        }
+    }
+
     /// Reads the facts of the source `file`. Service CIDRs are the grant's unless the file names them.
     ///
     /// # Errors
@@ -70,12 +98,12 @@ impl LocalFacts {
         reader.finish(&file)?;
         let Some(node) = node else { return Err(SettingsError { file, faults: Vec::new() }) };
         Ok(Self {
-            node,
             gateway,
             endpoints,
             pod_cidrs: pod_cidrs.unwrap_or_default().into(),
             service_cidrs: service_cidrs.map_or_else(|| grant.service_cidrs.clone(), CidrSet::from),
             underlay,
+            ..Self::new(node)
         })
     }
 

@@ -78,20 +78,23 @@ pub async fn serve(listener: TcpListener, queries: mpsc::Sender<Query>) {
     }
 }
 
-async fn status(queries: &mpsc::Sender<Query>) -> Result<Box<Status>, (StatusCode, String)> {
+/// The agent's state, or why it cannot run yet.
+async fn status(queries: &mpsc::Sender<Query>) -> Result<Result<Box<Status>, String>, (StatusCode, String)> {
     let hung = || (StatusCode::SERVICE_UNAVAILABLE, "the controller does not answer\n".to_owned());
     let (answer, answered) = oneshot::channel();
     let query = Query { request: Request::Status, answer };
     timeout(PATIENCE, queries.send(query)).await.map_err(|_| hung())?.map_err(|_| hung())?;
     match timeout(PATIENCE, answered).await {
-        Ok(Ok(Answer::Status(status))) => Ok(status),
+        Ok(Ok(Answer::Status(status))) => Ok(Ok(status)),
+        Ok(Ok(Answer::Error { message })) => Ok(Err(message)),
         _ => Err(hung()),
     }
 }
 
-/// Alive: the controller answers and every worker runs.
+/// Alive: the controller answers and every worker runs. An agent that waits is alive: starting it again would
+/// not bring what it waits for.
 async fn health(State(queries): State<mpsc::Sender<Query>>) -> Result<String, (StatusCode, String)> {
-    let status = status(&queries).await?;
+    let Ok(status) = status(&queries).await? else { return Ok("ok, but waiting\n".to_owned()) };
     match status.workers.iter().find_map(|worker| worker.failed.as_ref().map(|why| (worker.lane, why))) {
         Some((lane, why)) => Err((StatusCode::SERVICE_UNAVAILABLE, format!("lane {lane}: {why}\n"))),
         None => Ok("ok\n".to_owned()),
@@ -100,16 +103,21 @@ async fn health(State(queries): State<mpsc::Sender<Query>>) -> Result<String, (S
 
 /// Ready: everything in the kernel stands, and it is known what should.
 async fn readiness(State(queries): State<mpsc::Sender<Query>>) -> Result<String, (StatusCode, String)> {
-    match overview::ready(&*status(&queries).await?) {
-        Ok(()) => Ok("ready\n".to_owned()),
-        Err(reasons) => Err((StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n")),
-    }
+    let reasons = match status(&queries).await? {
+        Ok(status) => match overview::ready(&status) {
+            Ok(()) => return Ok("ready\n".to_owned()),
+            Err(reasons) => reasons,
+        },
+        Err(waiting) => vec![waiting],
+    };
+    Err((StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"))
 }
 
 async fn scrape(
     State(queries): State<mpsc::Sender<Query>>,
 ) -> Result<impl IntoResponse, (StatusCode, String)> {
-    let status = status(&queries).await?;
+    let status =
+        status(&queries).await?.map_err(|waiting| (StatusCode::SERVICE_UNAVAILABLE, waiting + "\n"))?;
     let text =
         metrics::encode(*status).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";

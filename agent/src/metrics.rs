@@ -340,6 +340,7 @@ mod tests {
             cluster: "beta".parse().unwrap(),
             state: Reachability::Degraded,
             cidrs: CidrSet::default(),
+            service_cidrs: CidrSet::default(),
             nodes: vec![NodeStatus {
                 id: "beta/node-1".parse().unwrap(),
                 gateway: true,
@@ -366,6 +367,7 @@ mod tests {
                 record: None,
                 mtu: 1420,
                 source: "file".into(),
+                discovery: Default::default(),
                 grant_not_after: UnixTime(1_895_305_600),
             },
             broker: BrokerStatus { last_heard: Some(UnixTime(1_795_305_601)), ..BrokerStatus::default() },

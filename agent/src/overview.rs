@@ -90,6 +90,7 @@ pub fn overview(parts: Parts<'_>) -> Status {
             record: parts.published.version,
             mtu: parts.mtu,
             source: parts.source.to_owned(),
+            discovery: parts.facts.discovery.clone(),
             grant_not_after: parts.grant.not_after,
         },
         broker,
@@ -104,7 +105,7 @@ pub fn overview(parts: Parts<'_>) -> Status {
 }
 
 fn clusters(parts: &Parts<'_>, peers: &BTreeMap<&NodeId, &PeerStatus>) -> Vec<ClusterStatus> {
-    let mut clusters: BTreeMap<ClusterId, (CidrSet, Vec<NodeStatus>)> = BTreeMap::new();
+    let mut clusters: BTreeMap<ClusterId, (CidrSet, CidrSet, Vec<NodeStatus>)> = BTreeMap::new();
     for (id, node) in parts.membership.nodes() {
         let record = node.verified.record();
         let young = parts.now.since(node.since) < CONNECT_TIME;
@@ -119,23 +120,29 @@ fn clusters(parts: &Parts<'_>, peers: &BTreeMap<&NodeId, &PeerStatus>) -> Vec<Cl
             pod_cidrs: record.pod_cidrs.clone(),
             lanes,
         };
-        let (cidrs, nodes) = clusters.entry(id.cluster.clone()).or_default();
-        // Most nodes of a cluster stand on one grant.
-        let granted = node.verified.grant().cidrs();
-        if !granted.iter().all(|cidr| cidrs.iter().any(|known| known == cidr)) {
-            *cidrs = cidrs.iter().chain(granted.iter()).copied().collect();
-        }
+        let (cidrs, service_cidrs, nodes) = clusters.entry(id.cluster.clone()).or_default();
+        let grant = node.verified.grant();
+        join(cidrs, &grant.cidrs());
+        join(service_cidrs, &grant.service_cidrs);
         nodes.push(status);
     }
     clusters
         .into_iter()
-        .map(|(cluster, (cidrs, nodes))| ClusterStatus {
+        .map(|(cluster, (cidrs, service_cidrs, nodes))| ClusterStatus {
             cluster,
             state: cluster_state(&nodes),
             cidrs,
+            service_cidrs,
             nodes,
         })
         .collect()
+}
+
+/// Adds `more` to `all`. Most nodes of a cluster stand on one grant, so that there is seldom anything to add.
+fn join(all: &mut CidrSet, more: &CidrSet) {
+    if !more.iter().all(|cidr| all.iter().any(|known| known == cidr)) {
+        *all = all.iter().chain(more.iter()).copied().collect();
+    }
 }
 
 fn lane(lane: &podspan_dataplane::LaneStatus) -> LaneStatus {
@@ -360,6 +367,7 @@ mod tests {
             cluster: "beta".parse().unwrap(),
             state: cluster_state(&nodes),
             cidrs: CidrSet::default(),
+            service_cidrs: CidrSet::default(),
             nodes,
         }
     }
@@ -394,14 +402,7 @@ mod tests {
         let mut membership = membership_of_alpha();
         membership.handle(beta.entry(&beta.record(1, true, 1)), NOW);
         let alpha = cluster("alpha", 1);
-        let facts = LocalFacts {
-            node: "node-1".parse().unwrap(),
-            gateway: false,
-            endpoints: Vec::new(),
-            pod_cidrs: CidrSet::default(),
-            service_cidrs: CidrSet::default(),
-            underlay: Vec::new(),
-        };
+        let facts = LocalFacts::new("node-1".parse().unwrap());
         let look = |now: UnixTime| {
             overview(Parts {
                 now,

@@ -4,25 +4,26 @@ use std::io::Write as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow, bail};
 use podspan_broker::client::{Client, ClientConfig};
 use podspan_dataplane::{DEFAULT_HANDSHAKE_LIMIT, Dataplane, Offload, Settings};
-use podspan_wire::{Bundle, Lane, RecordState, UnixTime};
+use podspan_wire::{Lane, RecordState, UnixTime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::config::{Config, OnExit};
-use crate::control_socket::ControlSocket;
 use crate::controller::{Controller, Inbox, Kept, Outbox, Setup};
 use crate::host::{Host, HostSettings};
 use crate::publish::{Published, Publisher, Seen};
+use crate::start::{self, Door, Start};
 use crate::state::StateDir;
-use crate::{bundle_watch, files, host, http};
+use crate::{bundle_watch, files, host};
 
 /// How long a withdrawal may take before the agent ends without it.
 const WITHDRAW_TIME: Duration = Duration::from_secs(5);
@@ -44,13 +45,13 @@ pub fn read_config(path: &Path) -> anyhow::Result<Config> {
 /// If it cannot start; once it runs, what goes wrong is shown in the status and tried again.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     // Heard from here on: a signal during the start ends the agent in order, once it has started.
-    let stop = stop_signal()?;
+    let mut stop = pin!(stop_signal()?);
+    let (query_sender, mut queries) = mpsc::channel(64);
     // Everything that may be wrong with the files is found before anything in the kernel is touched.
-    let bundle_text = files::read_secret(&config.bundle).context("bundle")?;
-    let (bundle, grant) =
-        Bundle::parse(&bundle_text).map_err(|error| anyhow!("{}: {error}", config.bundle.display()))?;
-    let facts = config.source.read(&grant).map_err(|why| anyhow!("{why}"))?;
-    let state = Arc::new(StateDir::open(&config.state_dir)?);
+    let Some(start) = start::start(&config, &query_sender, &mut queries, &mut stop).await? else {
+        return Ok(());
+    };
+    let Start { bundle_text, bundle, grant, facts, changes, source, state, door } = start;
     let now: UnixTime = SystemTime::now().into();
     let secrets = state.lanes(config.tunnel.lanes, now)?;
     let kept = Kept::load(&state)?;
@@ -63,10 +64,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         lanes = lanes.len(), "podspan-agent starts"
     );
 
-    let socket = ControlSocket::bind(&config.socket)?;
-    let health = match config.health_listen {
-        Some(address) => Some(http::bind(address).await?),
-        None => None,
+    let door = match door {
+        Some(open) => open,
+        None => Door::open(&config).await?.serve(&query_sender),
     };
     let client = Arc::new(
         Client::new(ClientConfig::from(&bundle))
@@ -75,7 +75,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let bundle = Arc::new(bundle);
 
     let (host, host_events) = Host::start(HostSettings { state_dir: state.file("host") }).await?;
-    let (query_sender, queries) = mpsc::channel(64);
     let (announcement, announcements) = watch::channel(None);
     let (seen_sender, seen) = watch::channel(Seen::default());
     let (published_sender, published) = watch::channel(Published::default());
@@ -93,7 +92,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let dataplane = Dataplane::start(settings)?;
 
     let inbox = Inbox {
-        facts: config.source.clone().watch((*grant).clone(), Ok(facts.clone())),
+        facts: changes,
         broker: client.watch(None),
         host: host_events,
         queries,
@@ -125,11 +124,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let announced = announcements.clone();
     let publish = tokio::spawn(publishing.run(announcements));
-    let serve = tokio::spawn(socket.serve(query_sender.clone()));
-    let health = health.map(|listener| tokio::spawn(http::serve(listener, query_sender)));
-
     let (dataplane, host) = controller.run(inbox, stop).await;
-    for mut task in [publish, serve].into_iter().chain(health) {
+    if let Some(source) = source {
+        source.end().await;
+    }
+    for mut task in [publish].into_iter().chain(door) {
         task.abort();
         // Its end is waited for: it holds the state directory or the socket, and a record that is under way
         // must not follow the withdrawal.

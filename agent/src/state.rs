@@ -8,6 +8,7 @@
 //! | `known.json` | the records taken in and the highest versions seen | asked from the broker anew |
 //! | `endpoints.json` | where peers were last heard | peers behind NAT dial again in time |
 //! | `attachments.json` | pods attached through the CNI plugin | repaired when the runtime asks |
+//! | `facts.json` | the last good facts of the API server, in Kubernetes | asked for anew |
 //! | `host/` | what was changed in the kernel and how it was before | |
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 use zeroize::Zeroizing;
 
+use crate::facts::LocalFacts;
 use crate::files::{self, Stored};
 
 /// An open state directory. Only one agent at a time has it.
@@ -216,6 +218,22 @@ impl StateDir {
         files::replace_json_quickly(&self.file("endpoints.json"), endpoints)
     }
 
+    /// The last good facts of the API server.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn facts(&self) -> anyhow::Result<Option<LocalFacts>> {
+        self.load("facts.json")
+    }
+
+    /// Keeps the last good facts of the API server.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn keep_facts(&self, facts: &LocalFacts) -> anyhow::Result<()> {
+        files::replace_json(&self.file("facts.json"), facts)
+    }
+
     /// The pods attached through the CNI plugin.
     ///
     /// # Errors
@@ -247,7 +265,9 @@ impl StateDir {
     /// # Errors
     /// If something cannot be removed, or the directory holds what is not podspan's.
     pub fn remove(self) -> anyhow::Result<()> {
-        for name in ["lanes.json", "version.json", "known.json", "endpoints.json", "attachments.json"] {
+        for name in
+            ["lanes.json", "version.json", "known.json", "endpoints.json", "attachments.json", "facts.json"]
+        {
             for file in [
                 self.file(name),
                 self.file(name).with_extension("damaged"),
@@ -267,7 +287,12 @@ impl StateDir {
         }
         fs::remove_file(self.file("lock"))
             .with_context(|| format!("cannot remove {}", self.file("lock").display()))?;
-        fs::remove_dir(&self.path).with_context(|| {
+        match fs::remove_dir(&self.path) {
+            // In a container it is a mount: empty it is gone as far as that can be.
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => return Ok(()),
+            done => done,
+        }
+        .with_context(|| {
             format!(
                 "{} holds files that are not podspan's: remove it yourself if nothing in it is needed",
                 self.path.display()
@@ -324,7 +349,9 @@ mod tests {
     fn damaged_files_do_not_keep_the_agent_from_starting() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
-        for name in ["lanes.json", "version.json", "known.json", "endpoints.json", "attachments.json"] {
+        for name in
+            ["lanes.json", "version.json", "known.json", "endpoints.json", "attachments.json", "facts.json"]
+        {
             fs::write(dir.path().join(name), b"\xff\x00\xfe").unwrap();
         }
         assert_eq!(state.lanes(1, UnixTime(1)).unwrap().len(), 1);
@@ -332,6 +359,7 @@ mod tests {
         assert!(state.known().unwrap().records.is_empty());
         assert!(state.endpoints().unwrap().is_empty());
         assert!(state.attachments().unwrap().is_empty());
+        assert!(state.facts().unwrap().is_none());
         assert!(dir.path().join("known.damaged").exists(), "set aside, not lost");
         state.remove().unwrap();
         assert!(!dir.path().exists());

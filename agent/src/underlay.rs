@@ -30,12 +30,13 @@ impl Default for Underlay {
 }
 
 impl Underlay {
-    /// Finds the underlay: the interfaces that the facts name, else those that hold an endpoint and the one
-    /// of the default route. `own` is podspan's interface, which is never the underlay.
+    /// Finds the underlay: the interfaces that the facts name, else those that hold an endpoint or another of
+    /// the node's addresses and the one of the default route. `own` is podspan's interface, which is never the underlay.
     #[must_use]
     pub fn find(host: &Facts, facts: &LocalFacts, own: &str, brokers: &[String]) -> Self {
         let mut interfaces: Vec<String> = if facts.underlay.is_empty() {
-            let holding = facts.endpoints.iter().filter_map(|endpoint| host.holding(*endpoint));
+            let own = facts.endpoints.iter().chain(&facts.addresses);
+            let holding = own.filter_map(|address| host.holding(*address));
             holding.chain(host.default_interface()).map(|interface| interface.name.clone()).collect()
         } else {
             facts.underlay.clone()
@@ -97,12 +98,10 @@ mod tests {
 
     fn find(underlay: &[&str], endpoints: &[&str]) -> Underlay {
         let facts = LocalFacts {
-            node: "n".parse().unwrap(),
             gateway: true,
             endpoints: endpoints.iter().map(|e| e.parse().unwrap()).collect(),
-            pod_cidrs: CidrSet::default(),
-            service_cidrs: CidrSet::default(),
             underlay: underlay.iter().map(|name| (*name).to_owned()).collect(),
+            ..LocalFacts::new("n".parse().unwrap())
         };
         Underlay::find(
             &host(),

@@ -68,8 +68,55 @@ pub struct LocalNode {
     pub mtu: u32,
     /// Where the facts about the node come from, such as `file`.
     pub source: String,
+    /// What of them was discovered, and what contradicts it; empty where a person wrote them down.
+    #[serde(default, skip_serializing_if = "Discovery::is_empty")]
+    pub discovery: Discovery,
     /// The last second in which this cluster's grant holds.
     pub grant_not_after: UnixTime,
+}
+
+/// What a source of facts found by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Discovery {
+    /// What was found, and where.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub found: Vec<Discovered>,
+    /// What was not used or does not fit, the worst first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contradictions: Vec<Contradiction>,
+}
+
+impl Discovery {
+    /// Whether there is nothing to show.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.found.is_empty() && self.contradictions.is_empty()
+    }
+}
+
+/// A fact, and where it was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Discovered {
+    /// What it is: `pod CIDR`, `service CIDR`, `endpoint`, `MTU`.
+    pub kind: String,
+    /// The fact.
+    pub value: String,
+    /// Where it was found, such as `Node node-1 spec.podCIDRs`.
+    pub from: String,
+}
+
+/// Something that was not used or does not fit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Contradiction {
+    /// Why, in one word, such as `OutsideGrant`.
+    pub reason: String,
+    /// What is wrong, where, and what to do.
+    pub message: String,
+    /// Whether it is to be put right; if not, it is only good to know.
+    pub problem: bool,
 }
 
 /// One lane of this node.
@@ -137,6 +184,9 @@ pub struct ClusterStatus {
     pub state: Reachability,
     /// The CIDRs that lead to it.
     pub cidrs: CidrSet,
+    /// Those of them that are of services.
+    #[serde(default, skip_serializing_if = "CidrSet::is_empty")]
+    pub service_cidrs: CidrSet,
     /// Its nodes, by name.
     pub nodes: Vec<NodeStatus>,
 }

@@ -26,4 +26,60 @@
 //! | `podspan-system` | `leases.coordination.k8s.io` | create |
 //! | `podspan-system` | `leases.coordination.k8s.io`, named `podspan-status` | get update |
 
+use std::sync::Arc;
+
+use podspan_wire::{Grant, NodeName};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::control_socket::Query;
+use crate::start::end_task;
+use crate::state::StateDir;
+use writer::Writer;
+
+pub mod changes;
 pub mod client;
+pub mod events;
+pub mod facts;
+pub mod lease;
+pub mod objects;
+pub mod report;
+pub mod source;
+pub mod watches;
+pub mod writer;
+
+/// What runs for as long as the agent does.
+pub struct Running {
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Ends it; nothing of it holds the state directory afterwards.
+    pub async fn end(self) {
+        self.stop.send_replace(true);
+        for task in self.tasks {
+            end_task(task).await;
+        }
+    }
+}
+
+/// Until the agent ends.
+async fn ended(stopped: &mut watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+/// Starts the source and what writes status. Within a Tokio runtime.
+pub fn start(
+    client: kube::Client,
+    node: NodeName,
+    grant: &Grant,
+    state: &Arc<StateDir>,
+    queries: mpsc::Sender<Query>,
+) -> (source::KubernetesFacts, Running) {
+    let (stop, stopped) = watch::channel(false);
+    let (facts, source) =
+        source::start(client.clone(), node.clone(), grant.clone(), state.clone(), stopped.clone());
+    let writer = Writer::new(client, node, grant.clone(), queries, facts.view.clone());
+    (facts, Running { stop, tasks: vec![source, tokio::spawn(writer.run(stopped))] })
+}

@@ -12,9 +12,7 @@ pub use cluster_set::{
     ClusterSet, ClusterSetSpec, ClusterSetStatus, Cni, CniMode, Discovered, DiscoveredCidr, EndpointSource,
     Endpoints, ServiceReference,
 };
-pub use peer_cluster::{
-    GatewayStatus, Gateways, PeerCluster, PeerClusterSpec, PeerClusterStatus, PeerState,
-};
+pub use peer_cluster::{GatewayStatus, Gateways, PeerCluster, PeerClusterSpec, PeerClusterStatus, PeerState};
 pub use schema::CidrText;
 
 /// The definitions, each with the name of its file.

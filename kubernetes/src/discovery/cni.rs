@@ -38,12 +38,8 @@ pub(super) fn calico_pools(pools: &[Value], wrong: &mut Vec<Contradiction>) -> V
         .filter(|pool| pool.pointer("/spec/disabled").and_then(Value::as_bool) != Some(true))
         .filter_map(|pool| {
             let from = format!("Calico IPPool {}", name(pool));
-            let read = cidr(
-                text(pool, &["spec", "cidr"]).unwrap_or_default(),
-                &from,
-                About::ClusterSet,
-                wrong,
-            )?;
+            let read =
+                cidr(text(pool, &["spec", "cidr"]).unwrap_or_default(), &from, About::ClusterSet, wrong)?;
             Some(Sourced::new(read, from))
         })
         .collect()
@@ -100,7 +96,8 @@ pub(super) fn flannel(config: &ConfigMap, wrong: &mut Vec<Contradiction>) -> Vec
     let conf: Value = match serde_json::from_str(text) {
         Ok(conf) => conf,
         Err(error) => {
-            let message = format!("{from}: net-conf.json is not JSON ({error}): flannel's network is not known");
+            let message =
+                format!("{from}: net-conf.json is not JSON ({error}): flannel's network is not known");
             wrong.push(Contradiction::problem(About::ClusterSet, Reason::InvalidObject, message));
             return Vec::new();
         }
@@ -133,11 +130,7 @@ pub(super) fn kindnet(daemon: &DaemonSet, wrong: &mut Vec<Contradiction>) -> Vec
 
 /// Names those of a node's CIDRs that lie outside the network they should be in. They are announced all the
 /// same: the Node says so, and the network may be another's by now.
-pub(super) fn outside(
-    own: &[Sourced<Cidr>],
-    network: &[Sourced<Cidr>],
-    wrong: &mut Vec<Contradiction>,
-) {
+pub(super) fn outside(own: &[Sourced<Cidr>], network: &[Sourced<Cidr>], wrong: &mut Vec<Contradiction>) {
     for cidr in own {
         let family: Vec<_> =
             network.iter().filter(|range| range.value.is_ipv6() == cidr.value.is_ipv6()).collect();
@@ -167,7 +160,8 @@ where
 {
     let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
     if parts.is_empty() {
-        let message = format!("{from} is empty: write {what}, separated by commas, or remove it; it is not used");
+        let message =
+            format!("{from} is empty: write {what}, separated by commas, or remove it; it is not used");
         wrong.push(Contradiction::problem(About::Node, Reason::InvalidAnnotation, message));
     }
     parts

@@ -68,8 +68,10 @@ pub(super) fn endpoints(
         found = match &objects.endpoint_service {
             Some(service) => by_service(service, &which, wrong),
             None => {
-                let message = format!("{which}, from which the endpoints should come, is not there: the Node's own \
-                     addresses are used");
+                let message = format!(
+                    "{which}, from which the endpoints should come, is not there: the Node's own \
+                     addresses are used"
+                );
                 wrong.push(Contradiction::problem(About::ClusterSet, Reason::InvalidSetting, message));
                 Vec::new()
             }

@@ -73,9 +73,12 @@ pub struct Facts {
 #[must_use]
 pub fn discover(objects: &Objects, grant: &Grant) -> Facts {
     let (settings, mut wrong) = settings(objects.cluster_set.as_ref());
-    wrong.extend(objects.unreadable.iter().map(|message| {
-        Contradiction::problem(About::ClusterSet, Reason::Unreadable, message.clone())
-    }));
+    wrong.extend(
+        objects
+            .unreadable
+            .iter()
+            .map(|message| Contradiction::problem(About::ClusterSet, Reason::Unreadable, message.clone())),
+    );
     let mut pod_cidrs = pod_cidrs::pod_cidrs(objects, &settings, &mut wrong);
     granted("pod", About::Node, &mut pod_cidrs, &grant.pod_cidrs, grant, &mut wrong);
     let mut service_cidrs = service_cidrs::service_cidrs(objects, &settings, grant, &mut wrong);

@@ -93,7 +93,9 @@ fn by_the_network(objects: &Objects, wrong: &mut Vec<Contradiction>) -> Vec<Sour
             wrong.push(Contradiction::note(
                 About::Node,
                 Reason::NoPodCidr,
-                format!("Calico has given no block of addresses to Node {name} yet: there is no pod to announce"),
+                format!(
+                    "Calico has given no block of addresses to Node {name} yet: there is no pod to announce"
+                ),
             ));
         }
         return own;

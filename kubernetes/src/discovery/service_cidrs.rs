@@ -24,11 +24,15 @@ pub(super) fn service_cidrs(
     let by_flags = by_flags(&objects.api_servers, wrong);
     // Objects can be added at any time, a flag cannot: one that no object has is the odd one.
     if !by_api.is_empty() {
-        for flag in by_flags.iter().filter(|flag| !by_api.iter().any(|cidr| cidr.value.overlaps(&flag.value))) {
+        for flag in by_flags.iter().filter(|flag| !by_api.iter().any(|cidr| cidr.value.overlaps(&flag.value)))
+        {
             wrong.push(Contradiction::problem(
                 About::ClusterSet,
                 Reason::Disagreement,
-                format!("{} says {}, but no ServiceCIDR object does: the objects count", flag.from, flag.value),
+                format!(
+                    "{} says {}, but no ServiceCIDR object does: the objects count",
+                    flag.from, flag.value
+                ),
             ));
         }
     }
@@ -96,8 +100,9 @@ fn by_flags(pods: &[Pod], wrong: &mut Vec<Contradiction>) -> Vec<Sourced<Cidr>> 
 
 /// kube-apiserver takes a range with host bits and clears them.
 fn flag_cidr(text: &str, from: &str, wrong: &mut Vec<Contradiction>) -> Option<Cidr> {
-    let cleared = text.trim().split_once('/').and_then(|(address, length)| {
-        Cidr::containing(address.parse().ok()?, length.parse().ok()?).ok()
-    });
+    let cleared = text
+        .trim()
+        .split_once('/')
+        .and_then(|(address, length)| Cidr::containing(address.parse().ok()?, length.parse().ok()?).ok());
     cleared.or_else(|| cni::cidr(text, from, About::ClusterSet, wrong))
 }

@@ -52,9 +52,8 @@ pub fn settings(object: Option<&Value>) -> (Settings, Vec<Contradiction>) {
     if let Some(mtu) = present(spec, "mtu") {
         match mtu.as_u64().filter(|mtu| MTU.contains(mtu)) {
             Some(mtu) => settings.mtu = u32::try_from(mtu).ok(),
-            None => {
-                reader.fault("spec.mtu", format!("is {} and not 1280 to 65455 bytes", quote(&mtu.to_string())))
-            }
+            None => reader
+                .fault("spec.mtu", format!("is {} and not 1280 to 65455 bytes", quote(&mtu.to_string()))),
         }
     }
     if let Some(cni) = present(spec, "cni") {

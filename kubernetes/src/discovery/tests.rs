@@ -117,8 +117,10 @@ fn endpoints_by_the_nodes_addresses() {
         ),
         (
             None,
-            Some(json!([{"type": "InternalIP", "address": "192.0.2.1"}, {"type": "InternalIP", "address": "2001:db8::1"},
-                {"type": "InternalIP", "address": "192.0.2.1"}])),
+            Some(
+                json!([{"type": "InternalIP", "address": "192.0.2.1"}, {"type": "InternalIP", "address": "2001:db8::1"},
+                {"type": "InternalIP", "address": "192.0.2.1"}]),
+            ),
             vec!["192.0.2.1", "2001:db8::1"],
             None,
         ),
@@ -161,19 +163,27 @@ fn endpoints_by_annotation() {
 
 #[test]
 fn endpoints_by_a_service() {
-    let balancer = |kind: &str, ingress: Value| {
-        json!({"metadata": {"name": "wg"}, "spec": {"type": kind}, "status": {"loadBalancer": {"ingress": ingress}}})
-    };
+    let balancer = |kind: &str, ingress: Value| json!({"metadata": {"name": "wg"}, "spec": {"type": kind}, "status": {"loadBalancer": {"ingress": ingress}}});
     for (service, expected, wrong) in [
         (Some(balancer("LoadBalancer", json!([{"ip": "203.0.113.9"}]))), "203.0.113.9", None),
-        (Some(balancer("LoadBalancer", json!([{"hostname": "lb.example"}]))), "192.0.2.11", Some("lb.example")),
+        (
+            Some(balancer("LoadBalancer", json!([{"hostname": "lb.example"}]))),
+            "192.0.2.11",
+            Some("lb.example"),
+        ),
         (Some(balancer("LoadBalancer", json!([]))), "192.0.2.11", Some("no address yet")),
-        (Some(balancer("LoadBalancer", json!([{"ip": "?"}, {"ip": "203.0.113.9"}]))), "203.0.113.9", Some("no address")),
+        (
+            Some(balancer("LoadBalancer", json!([{"ip": "?"}, {"ip": "203.0.113.9"}]))),
+            "203.0.113.9",
+            Some("no address"),
+        ),
         (Some(balancer("ClusterIP", json!([]))), "192.0.2.11", Some("not LoadBalancer")),
         (None, "192.0.2.11", Some("is not there")),
     ] {
         let objects = Objects {
-            cluster_set: set(json!({"endpoints": {"service": {"namespace": "podspan-system", "name": "wg"}}})),
+            cluster_set: set(
+                json!({"endpoints": {"service": {"namespace": "podspan-system", "name": "wg"}}}),
+            ),
             endpoint_service: service.clone().map(read),
             ..objects(labelled("true"))
         };
@@ -181,7 +191,9 @@ fn endpoints_by_a_service() {
         assert_eq!(texts(&facts.endpoints), [expected], "{service:?}");
         match wrong {
             None => assert_eq!(facts.contradictions, []),
-            Some(part) => assert!(facts.contradictions[0].message.contains(part), "{:?}", facts.contradictions),
+            Some(part) => {
+                assert!(facts.contradictions[0].message.contains(part), "{:?}", facts.contradictions)
+            }
         }
     }
 }
@@ -195,7 +207,12 @@ fn pod_cidrs_by_annotation_and_override() {
         (Some("10.1.9.0/24, x"), None, vec!["10.1.9.0/24"], vec![Reason::InvalidAnnotation]),
         (Some("10.9.0.0/24"), None, vec![], vec![Reason::OutsideGrant]),
         (Some("10.1.9.0/24"), Some(json!(["10.1.0.0/20"])), vec!["10.1.9.0/24"], vec![]),
-        (Some("10.1.99.0/24"), Some(json!(["10.1.0.0/20"])), vec!["10.1.99.0/24"], vec![Reason::ConflictingOverrides]),
+        (
+            Some("10.1.99.0/24"),
+            Some(json!(["10.1.0.0/20"])),
+            vec!["10.1.99.0/24"],
+            vec![Reason::ConflictingOverrides],
+        ),
         (None, Some(json!(["10.1.0.0/20"])), vec!["10.1.1.0/24"], vec![Reason::Disagreement]),
         (None, Some(json!(["x"])), OWN.to_vec(), vec![Reason::InvalidSetting]),
         (None, Some(json!([])), OWN.to_vec(), vec![]),
@@ -224,9 +241,7 @@ fn a_node_without_pod_cidrs_says_so() {
 #[test]
 fn calico_blocks_count_where_there_are_any() {
     let pool = |cidr: &str, disabled: bool| json!({"metadata": {"name": "default"}, "spec": {"cidr": cidr, "disabled": disabled}});
-    let block = |node: &str, cidr: &str, state: &str, deleted: &str| {
-        json!({"metadata": {"name": format!("{node}-b")}, "spec": {"node": node, "cidr": cidr, "state": state, "deleted": deleted}})
-    };
+    let block = |node: &str, cidr: &str, state: &str, deleted: &str| json!({"metadata": {"name": format!("{node}-b")}, "spec": {"node": node, "cidr": cidr, "state": state, "deleted": deleted}});
     for (pools, blocks, expected, reason) in [
         // Calico with the host-local IPAM.
         (vec![pool("10.1.0.0/16", false)], vec![], vec!["10.1.1.0/24", "fd00:10:1:1::/64"], vec![]),
@@ -258,7 +273,10 @@ fn calico_blocks_count_where_there_are_any() {
         ),
         (
             vec![pool("10.1.0.0/16", false)],
-            vec![block("node-1", "10.1.1.0/26", "confirmed", ""), block("node-1", "nonsense", "confirmed", "")],
+            vec![
+                block("node-1", "10.1.1.0/26", "confirmed", ""),
+                block("node-1", "nonsense", "confirmed", ""),
+            ],
             vec!["10.1.1.0/26"],
             vec![Reason::InvalidObject, Reason::Disagreement],
         ),
@@ -302,9 +320,7 @@ fn cilium_in_its_forms() {
 
 #[test]
 fn flannel_and_kindnet_bound_the_node() {
-    let flannel = |conf: &str| {
-        json!({"metadata": {"namespace": "kube-flannel", "name": "kube-flannel-cfg"}, "data": {"net-conf.json": conf}})
-    };
+    let flannel = |conf: &str| json!({"metadata": {"namespace": "kube-flannel", "name": "kube-flannel-cfg"}, "data": {"net-conf.json": conf}});
     for (conf, wrong) in [
         (r#"{"Network": "10.1.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10:1::/48"}"#, vec![]),
         (r#"{"Network": "10.1.0.0/16"}"#, vec![]),
@@ -334,8 +350,22 @@ fn service_cidrs_in_their_order() {
     let server = |args: Value| json!([{"metadata": {"name": "kube-apiserver-a"}, "spec": {"containers": [{"name": "s", "command": args}]}}]);
     let none = json!([]);
     for (all, objects_, servers, expected, from, reason) in [
-        (Value::Null, none.clone(), none.clone(), vec!["10.101.0.0/16", "fd00:10:101::/112"], "the cluster's grant", vec![]),
-        (Value::Null, api(json!(["10.101.0.0/20"])), none.clone(), vec!["10.101.0.0/20"], "ServiceCIDR kubernetes", vec![]),
+        (
+            Value::Null,
+            none.clone(),
+            none.clone(),
+            vec!["10.101.0.0/16", "fd00:10:101::/112"],
+            "the cluster's grant",
+            vec![],
+        ),
+        (
+            Value::Null,
+            api(json!(["10.101.0.0/20"])),
+            none.clone(),
+            vec!["10.101.0.0/20"],
+            "ServiceCIDR kubernetes",
+            vec![],
+        ),
         (
             Value::Null,
             none.clone(),
@@ -360,8 +390,22 @@ fn service_cidrs_in_their_order() {
             "ServiceCIDR kubernetes",
             vec![Reason::Disagreement],
         ),
-        (Value::Null, api(json!(["10.101.0.0/20", "10.55.0.0/20"])), none.clone(), vec!["10.101.0.0/20"], "ServiceCIDR kubernetes", vec![Reason::OutsideGrant]),
-        (Value::Null, api(json!(["10.101.0.0/20", "x"])), none.clone(), vec!["10.101.0.0/20"], "ServiceCIDR kubernetes", vec![Reason::InvalidObject]),
+        (
+            Value::Null,
+            api(json!(["10.101.0.0/20", "10.55.0.0/20"])),
+            none.clone(),
+            vec!["10.101.0.0/20"],
+            "ServiceCIDR kubernetes",
+            vec![Reason::OutsideGrant],
+        ),
+        (
+            Value::Null,
+            api(json!(["10.101.0.0/20", "x"])),
+            none.clone(),
+            vec!["10.101.0.0/20"],
+            "ServiceCIDR kubernetes",
+            vec![Reason::InvalidObject],
+        ),
         (
             json!(["10.101.64.0/20"]),
             api(json!(["10.101.0.0/20"])),
@@ -370,7 +414,14 @@ fn service_cidrs_in_their_order() {
             "ClusterSet podspan spec.serviceCIDRs",
             vec![Reason::Disagreement],
         ),
-        (Value::Null, none.clone(), server(json!(["--service-cluster-ip-range=junk"])), vec!["10.101.0.0/16", "fd00:10:101::/112"], "the cluster's grant", vec![Reason::InvalidObject]),
+        (
+            Value::Null,
+            none.clone(),
+            server(json!(["--service-cluster-ip-range=junk"])),
+            vec!["10.101.0.0/16", "fd00:10:101::/112"],
+            "the cluster's grant",
+            vec![Reason::InvalidObject],
+        ),
     ] {
         let objects = Objects {
             cluster_set: set(json!({ "serviceCIDRs": all })),
@@ -399,7 +450,9 @@ fn what_cannot_be_read_is_named_and_the_rest_goes_on() {
 #[test]
 fn messages_are_bounded_whatever_an_object_holds() {
     let text = "x".repeat(200_000);
-    for node in [annotated("podspan.io/endpoints", &text), annotated("podspan.io/pod-cidrs", &text), labelled(&text)] {
+    for node in
+        [annotated("podspan.io/endpoints", &text), annotated("podspan.io/pod-cidrs", &text), labelled(&text)]
+    {
         for contradiction in discover(&objects(node), &grant()).contradictions {
             assert!(contradiction.message.len() < 1000, "{}", contradiction.message.len());
         }

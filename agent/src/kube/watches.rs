@@ -1,0 +1,296 @@
+//! Watches: what the API server has of one kind, kept up to date for as long as the agent runs.
+//!
+//! A watch resumes where it broke off, lists anew only if the API server says that this is too long ago, and
+//! never forgets what it has because nobody answers: an API server that is away for an hour changes nothing.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use kube::runtime::watcher::{self, Config, Event, watcher};
+use kube::{Api, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep};
+use tracing::{debug, info, warn};
+
+use super::client::{describe, is_absent, is_forbidden};
+use crate::publish::jitter;
+
+/// The first pause after an error; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause: how late the agent may notice that the API server is back.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long after an error the next one is a first one again.
+const CALM: Duration = Duration::from_secs(60);
+/// The pause where something is not allowed: somebody must change that first.
+const FORBIDDEN_PAUSE: Duration = Duration::from_secs(60);
+
+/// What a watch knows.
+#[derive(Clone, Debug)]
+pub struct Seen<K> {
+    /// The objects; `None` until they were listed for the first time.
+    pub objects: Option<Vec<K>>,
+    /// Why they cannot be read, where the API server refuses it.
+    pub refused: Option<String>,
+}
+
+impl<K> Default for Seen<K> {
+    fn default() -> Self {
+        Self { objects: None, refused: None }
+    }
+}
+
+impl<K> Seen<K> {
+    /// Whether more will not be known for now.
+    pub fn settled(&self) -> bool {
+        self.objects.is_some() || self.refused.is_some()
+    }
+}
+
+/// What all watches share.
+#[derive(Default)]
+pub struct Shared {
+    /// Woken whenever something changed.
+    pub changed: Notify,
+    away: Mutex<Option<Away>>,
+}
+
+/// An API server that does not answer.
+#[derive(Clone, Debug)]
+pub struct Away {
+    /// Since when.
+    pub since: Instant,
+    /// What the last attempt came to.
+    pub why: String,
+}
+
+impl Shared {
+    /// Notes that the API server did not answer.
+    pub fn failed(&self, why: String) {
+        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *away {
+            Some(known) => known.why = why,
+            None => {
+                warn!(why, "the API server does not answer; the last good facts stay in use");
+                *away = Some(Away { since: Instant::now(), why });
+                self.changed.notify_one();
+            }
+        }
+    }
+
+    /// Notes that it did.
+    pub fn answered(&self) {
+        if self.away.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+            info!("the API server answers again");
+            self.changed.notify_one();
+        }
+    }
+
+    /// Whether it is away.
+    pub fn away(&self) -> Option<Away> {
+        self.away.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What is watched, and how.
+pub struct Watch<K> {
+    /// The objects.
+    pub api: Api<K>,
+    /// Which of them.
+    pub config: Config,
+    /// What they are called, for a person.
+    pub what: &'static str,
+    /// When to look again where the API server does not know the type.
+    pub absent_pause: Duration,
+}
+
+impl<K> Watch<K>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    /// Watches for as long as the receiver lives.
+    pub fn spawn(self, shared: Arc<Shared>) -> watch::Receiver<Seen<K>> {
+        let (sender, receiver) = watch::channel(Seen::default());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = sender.closed() => {}
+                () = self.follow(&sender, &shared) => {}
+            }
+        });
+        receiver
+    }
+
+    async fn follow(self, seen: &watch::Sender<Seen<K>>, shared: &Shared) {
+        let what = self.what;
+        let mut stream = pin!(watcher(self.api, self.config));
+        let mut known = BTreeMap::new();
+        let mut listing = BTreeMap::new();
+        let mut failures = Failures::default();
+        while let Some(event) = stream.next().await {
+            let event = match event {
+                Ok(event) => event,
+                Err(error) => {
+                    let pause = match cause(&error) {
+                        Some(error) if is_absent(error) => {
+                            shared.answered();
+                            debug!(what, "the API server does not know this type");
+                            known.clear();
+                            publish(seen, shared, Vec::new());
+                            self.absent_pause
+                        }
+                        Some(error) if is_forbidden(error) => {
+                            shared.answered();
+                            refuse(seen, shared, format!("{what} cannot be read: {}", describe(error)));
+                            FORBIDDEN_PAUSE
+                        }
+                        _ => {
+                            shared.failed(cause(&error).map_or_else(|| error.to_string(), describe));
+                            failures.pause()
+                        }
+                    };
+                    sleep(jitter(pause)).await;
+                    continue;
+                }
+            };
+            shared.answered();
+            match event {
+                Event::Init => {
+                    listing.clear();
+                    continue;
+                }
+                Event::InitApply(object) => {
+                    listing.insert(key(&object), object);
+                    continue;
+                }
+                Event::InitDone => known = std::mem::take(&mut listing),
+                Event::Apply(object) => {
+                    known.insert(key(&object), object);
+                }
+                Event::Delete(object) => {
+                    known.remove(&key(&object));
+                }
+            }
+            publish(seen, shared, known.values().cloned().collect());
+        }
+    }
+}
+
+fn key<K: Resource>(object: &K) -> (Option<String>, String) {
+    (object.namespace(), object.name_any())
+}
+
+fn publish<K>(seen: &watch::Sender<Seen<K>>, shared: &Shared, objects: Vec<K>) {
+    seen.send_replace(Seen { objects: Some(objects), refused: None });
+    shared.changed.notify_one();
+}
+
+/// What was known stays: a role that was taken away for a moment must change nothing.
+fn refuse<K>(seen: &watch::Sender<Seen<K>>, shared: &Shared, why: String) {
+    seen.send_if_modified(|seen| {
+        let new = seen.refused.as_ref() != Some(&why);
+        if new {
+            warn!("{why}");
+            seen.refused = Some(why);
+            shared.changed.notify_one();
+        }
+        new
+    });
+}
+
+fn cause(error: &watcher::Error) -> Option<&kube::Error> {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => Some(error),
+        watcher::Error::WatchError(_) | watcher::Error::NoResourceVersion => None,
+    }
+}
+
+/// Pauses that grow while errors follow one another.
+#[derive(Default)]
+pub struct Failures {
+    last: Option<Instant>,
+    count: u32,
+}
+
+impl Failures {
+    /// How long to wait after an error now, without jitter.
+    pub fn pause(&mut self) -> Duration {
+        let now = Instant::now();
+        if self.last.is_none_or(|last| now.duration_since(last) > CALM) {
+            self.count = 0;
+        }
+        self.last = Some(now);
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.count.min(8)).min(LONGEST_PAUSE);
+        self.count += 1;
+        pause
+    }
+}
+
+/// Asks for something now and then, where a watch would cost more than it brings.
+pub fn poll<K, F>(
+    every: Duration,
+    what: &'static str,
+    shared: Arc<Shared>,
+    ask: impl Fn() -> F + Send + 'static,
+) -> watch::Receiver<Seen<K>>
+where
+    K: Send + Sync + 'static,
+    F: Future<Output = Result<Vec<K>, kube::Error>> + Send,
+{
+    let (sender, receiver) = watch::channel(Seen::default());
+    tokio::spawn(async move {
+        let mut failures = Failures::default();
+        loop {
+            let pause = match ask().await {
+                Ok(objects) => {
+                    publish(&sender, &shared, objects);
+                    every
+                }
+                Err(error) if is_forbidden(&error) => {
+                    refuse(&sender, &shared, format!("{what} cannot be read: {}", describe(&error)));
+                    every
+                }
+                Err(error) => {
+                    shared.failed(describe(&error));
+                    failures.pause()
+                }
+            };
+            tokio::select! {
+                () = sender.closed() => return,
+                () = sleep(jitter(pause)) => {}
+            }
+        }
+    });
+    receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_grow_to_a_bound_and_start_anew_after_calm() {
+        let mut failures = Failures::default();
+        let pauses: Vec<u64> = (0..8).map(|_| failures.pause().as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 30]);
+        sleep(CALM + Duration::from_secs(1)).await;
+        assert_eq!(failures.pause(), FIRST_PAUSE);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_keeps_what_was_known() {
+        let shared = Shared::default();
+        let (sender, receiver) = watch::channel(Seen::default());
+        publish(&sender, &shared, vec![1]);
+        refuse(&sender, &shared, "no".into());
+        let seen = receiver.borrow().clone();
+        assert_eq!((seen.objects, seen.refused.as_deref()), (Some(vec![1]), Some("no")));
+        publish(&sender, &shared, vec![2]);
+        assert_eq!(receiver.borrow().refused, None);
+    }
+}
