@@ -25,6 +25,9 @@ Examples:
       --pod-cidr 10.1.0.0/16 --service-cidr 10.101.0.0/16
     podspan cluster grant beta --dir prod \\
       --pod-cidr 10.2.0.0/16 --service-cidr 10.102.0.0/16
+  In Kubernetes, with each cluster's kubeconfig:
+    podspan join --bundle alpha.bundle --broker-here --broker-tls prod/broker
+    podspan join --bundle beta.bundle
   How it goes, on a node:
     podspan status")]
 pub(crate) struct Cli {
@@ -42,6 +45,12 @@ pub(crate) enum Command {
     /// Let clusters into a cluster set
     #[command(subcommand, arg_required_else_help = true)]
     Cluster(Cluster),
+    /// Install podspan into a Kubernetes cluster and join it to its cluster set
+    Join(Join),
+    /// Take podspan out of a Kubernetes cluster: everything, from every node
+    Leave(Leave),
+    /// Bring another version into a Kubernetes cluster, node by node
+    Upgrade(Upgrade),
     /// Show how this node reaches the other clusters
     Status(Status),
     /// Run podspan-agent, the node's daemon, with the arguments that follow
@@ -235,4 +244,122 @@ pub(crate) struct Status {
     /// Exit with 1 if the agent reports problems
     #[arg(long, conflicts_with = "watch")]
     pub(crate) exit_code: bool,
+}
+
+/// Which Kubernetes cluster.
+#[derive(Debug, Args)]
+pub(crate) struct Where {
+    /// The context of the kubeconfig; its current one by default
+    #[arg(long, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    /// The kubeconfig; by default $KUBECONFIG, or else ~/.kube/config
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+}
+
+/// How manifests are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ManifestFormat {
+    /// YAML, for kubectl and GitOps
+    #[default]
+    Yaml,
+    /// A JSON List
+    Json,
+}
+
+/// `podspan join`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  podspan join --bundle alpha.bundle --context alpha \\
+    --broker-here --broker-tls prod/broker --gateway node-1,node-2
+  podspan join --bundle beta.bundle --context beta --gateway node-7
+  podspan join --bundle beta.bundle --dry-run -o yaml > beta.yaml
+
+Safe to repeat: what is there already is brought up to date. What is printed
+with --dry-run holds the cluster's secret key; seal it before it goes into a
+repository. With --settings-only only what differs from cluster to cluster is
+made or printed, for those who apply manifests/ by kustomize.")]
+pub(crate) struct Join {
+    /// The cluster's bundle, as `podspan cluster grant` wrote it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bundle: PathBuf,
+    #[command(flatten)]
+    pub(crate) cluster: Where,
+    /// Run the cluster set's broker in this cluster
+    #[arg(long, requires = "broker_tls")]
+    pub(crate) broker_here: bool,
+    /// The broker's directory, as `podspan clusterset create` made it: DIR/broker
+    #[arg(long, value_name = "DIR", requires = "broker_here")]
+    pub(crate) broker_tls: Option<PathBuf>,
+    /// The image, from wherever the nodes get theirs; by default what runs there, or else podspan:VERSION
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
+    /// Make these nodes gateways (label podspan.io/gateway=true)
+    #[arg(long, value_name = "NODE", value_delimiter = ',')]
+    pub(crate) gateway: Vec<String>,
+    /// Only the namespace, the Secrets, the broker's settings and the ClusterSet
+    #[arg(long)]
+    pub(crate) settings_only: bool,
+    /// Print what would be applied, and ask no cluster
+    #[arg(long, conflicts_with_all = ["gateway", "context", "kubeconfig"])]
+    pub(crate) dry_run: bool,
+    /// With --dry-run: how to print
+    #[arg(long, short, value_enum, default_value_t, value_name = "FORMAT", requires = "dry_run")]
+    pub(crate) output: ManifestFormat,
+    /// Take over fields that somebody else has set otherwise
+    #[arg(long)]
+    pub(crate) force_conflicts: bool,
+    /// How long the nodes may take to be ready, in seconds; 0 not to wait
+    #[arg(long, default_value_t = 180, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+}
+
+/// `podspan leave`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  podspan leave --context beta
+  podspan leave --context alpha --with-broker
+
+First the agents leave: each takes its CNI entry, tunnels, routes and rules
+off its node, and is shown as it does. Then everything else goes. Pods run on.
+Exit code: 0 if every node is clean, 1 if something is left; then what, and
+what to do.")]
+pub(crate) struct Leave {
+    #[command(flatten)]
+    pub(crate) cluster: Where,
+    /// Also if the cluster set's broker runs here, on which the other clusters depend
+    #[arg(long)]
+    pub(crate) with_broker: bool,
+    /// Go on although a node could not be cleaned
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// How long the nodes may take, in seconds
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+}
+
+/// `podspan upgrade`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  podspan upgrade --context alpha --image registry.example.com/podspan:0.2.0
+
+One node after the other; the next only when the one before forwards again.
+Where a node does not, the others are left as they are, and it says why.
+The manifests are those of this podspan: use the program of the version that
+is to run.")]
+pub(crate) struct Upgrade {
+    #[command(flatten)]
+    pub(crate) cluster: Where,
+    /// The image that is to run
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: String,
+    /// Take over fields that somebody else has set otherwise
+    #[arg(long)]
+    pub(crate) force_conflicts: bool,
+    /// How long one node may take, in seconds
+    #[arg(long, default_value_t = 180, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
 }

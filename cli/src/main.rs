@@ -1,7 +1,8 @@
 //! `podspan`: what a person types.
 //!
-//! `clusterset` and `cluster` work on files alone and never touch the network; `status` asks the agent of
-//! this node through its unix socket; `agent` hands over to `podspan-agent`.
+//! `clusterset` and `cluster` work on files alone and never touch the network; `join`, `leave` and `upgrade`
+//! ask the API server of a Kubernetes cluster; `status` asks the agent of this node through its unix socket;
+//! `agent` hands over to `podspan-agent`.
 
 mod agent;
 mod args;
@@ -11,6 +12,7 @@ mod create;
 mod files;
 mod grant;
 mod human;
+mod kube;
 mod problems;
 mod show;
 mod status;
@@ -41,6 +43,9 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Clusterset(Clusterset::BrokerCert(args)) => create::broker_cert(args)?,
         Command::Clusterset(Clusterset::Show { dir, output }) => show::show(dir, *output)?,
         Command::Cluster(Cluster::Grant(args)) => grant::grant(args)?,
+        Command::Join(args) => return kube::join::run(args),
+        Command::Leave(args) => return kube::leave::run(args),
+        Command::Upgrade(args) => return kube::upgrade::run(args),
         Command::Status(args) => return status::run(args),
         Command::Agent { arguments } => {
             agent::run(arguments)?;
@@ -71,7 +76,7 @@ fn completions(shell: clap_complete::Shell) -> Result<String> {
 }
 
 /// Writes to the standard output. A reader that has seen enough (`podspan status | head`) is no error.
-fn print(text: &str) -> Result<()> {
+pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),

@@ -1,0 +1,225 @@
+//! What the agents do on their nodes, told while it happens.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use futures_util::StreamExt as _;
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Api;
+use kube::api::{ListParams, WatchEvent, WatchParams};
+use tokio::time::{sleep, timeout_at};
+
+use super::api::{Cluster, describe};
+use super::{AGENT, NAMESPACE};
+use crate::human;
+
+/// How often to look.
+const EVERY: Duration = Duration::from_millis(250);
+/// The agents' pods.
+const SELECTOR: &str = "app.kubernetes.io/name=podspan,app.kubernetes.io/component=agent";
+
+/// The agents' pods by node.
+pub(super) async fn pods(cluster: &Cluster) -> Result<BTreeMap<String, Pod>> {
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+    let pods = api
+        .list(&ListParams::default().labels(SELECTOR))
+        .await
+        .map_err(|error| anyhow!("the agents' pods cannot be listed: {}", describe(&error)))?;
+    let mut by_node: BTreeMap<String, Pod> = BTreeMap::new();
+    for pod in pods {
+        let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else { continue };
+        // While one is replaced by another, the one that comes counts.
+        if pod.metadata.deletion_timestamp.is_none() || !by_node.contains_key(&node) {
+            by_node.insert(node, pod);
+        }
+    }
+    Ok(by_node)
+}
+
+/// Waits until every node runs the DaemonSet's present template and is ready, telling each as it comes.
+/// Returns the nodes that did not get there, each with the reason: once `patience` has passed in which no
+/// further node got ready.
+pub(super) async fn ready(cluster: &Cluster, patience: Duration) -> Result<Vec<(String, String)>> {
+    let api: Api<DaemonSet> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+    let mut told = Vec::new();
+    let mut since = Instant::now();
+    loop {
+        let daemon =
+            api.get(AGENT).await.map_err(|error| anyhow!("DaemonSet {AGENT}: {}", describe(&error)))?;
+        let status = daemon.status.unwrap_or_default();
+        let current = status.observed_generation.unwrap_or(0) >= daemon.metadata.generation.unwrap_or(0);
+        let revision = latest_revision(cluster).await?;
+        let pods = pods(cluster).await?;
+        let mut missing = Vec::new();
+        for (node, pod) in &pods {
+            let updated = revision.is_some() && revision_of(&pod.metadata) == revision;
+            match hindrance(pod) {
+                None if updated => {
+                    if !told.contains(node) {
+                        println!("  {node}: ready");
+                        told.push(node.clone());
+                        since = Instant::now();
+                    }
+                }
+                None => missing.push((node.clone(), "still runs the former version".to_owned())),
+                Some(why) => missing.push((node.clone(), why)),
+            }
+        }
+        let desired = usize::try_from(status.desired_number_scheduled).unwrap_or(0);
+        if current && desired > 0 && missing.is_empty() && pods.len() >= desired {
+            return Ok(Vec::new());
+        }
+        if since.elapsed() >= patience {
+            if missing.is_empty() {
+                missing.push(("(no node)".into(), "no agent was started: is there a Linux node?".into()));
+            }
+            return Ok(missing);
+        }
+        sleep(EVERY).await;
+    }
+}
+
+/// The label by which pods and revisions of a DaemonSet go together.
+fn revision_of(metadata: &ObjectMeta) -> Option<String> {
+    metadata.labels.as_ref()?.get("controller-revision-hash").cloned()
+}
+
+/// The revision of the DaemonSet's present template.
+async fn latest_revision(cluster: &Cluster) -> Result<Option<String>> {
+    let api: Api<ControllerRevision> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+    let revisions = api
+        .list(&ListParams::default().labels(SELECTOR))
+        .await
+        .map_err(|error| anyhow!("the DaemonSet's revisions cannot be listed: {}", describe(&error)))?;
+    Ok(revisions.iter().max_by_key(|revision| revision.revision).and_then(|r| revision_of(&r.metadata)))
+}
+
+/// Why a pod is not ready, if it is not.
+fn hindrance(pod: &Pod) -> Option<String> {
+    let status = pod.status.clone().unwrap_or_default();
+    let condition = |kind: &str| status.conditions.iter().flatten().find(|c| c.type_ == kind);
+    if pod.metadata.deletion_timestamp.is_none() && condition("Ready").is_some_and(|c| c.status == "True") {
+        return None;
+    }
+    let containers = status.container_statuses.iter().flatten();
+    let waiting = containers.clone().filter_map(|container| container.state.as_ref()?.waiting.as_ref());
+    let why = waiting
+        .map(|waiting| {
+            let reason = waiting.reason.clone().unwrap_or_default();
+            match &waiting.message {
+                Some(message) => format!("{reason}: {message}"),
+                None => reason,
+            }
+        })
+        .next();
+    let last = containers.clone().find_map(|container| {
+        let ended = container.last_state.as_ref()?.terminated.as_ref()?;
+        Some(format!(
+            "its agent ended with {}: {}",
+            ended.exit_code,
+            ended.message.clone().unwrap_or_default()
+        ))
+    });
+    let ready = condition("Ready").and_then(|c| c.message.clone());
+    let scheduled = condition("PodScheduled").filter(|c| c.status != "True").and_then(|c| c.message.clone());
+    let text = [why, last].into_iter().flatten().collect::<Vec<_>>().join("; ");
+    let text =
+        if text.is_empty() { scheduled.or(ready).unwrap_or_else(|| "not started yet".into()) } else { text };
+    Some(human::safe(text.trim()))
+}
+
+/// How an agent that was told to leave ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// It took everything out.
+    Clean,
+    /// It ended with an error; what it said last.
+    Failed(String),
+    /// It has not ended yet; what is known of it.
+    Running(String),
+}
+
+/// Waits until no agent runs any more, telling each as it ends; returns how it went on each node.
+pub(super) async fn gone(cluster: &Cluster, within: Duration) -> Result<BTreeMap<String, Left>> {
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+    let end = tokio::time::Instant::now() + within;
+    let mut left: BTreeMap<String, Left> = BTreeMap::new();
+    loop {
+        // Watched, since how an agent ended is seen in its pod for a moment only.
+        let list = api
+            .list(&ListParams::default().labels(SELECTOR))
+            .await
+            .map_err(|error| anyhow!("the agents' pods cannot be listed: {}", describe(&error)))?;
+        let version = list.metadata.resource_version.clone().unwrap_or_default();
+        let mut running: Vec<String> = Vec::new();
+        for pod in &list {
+            if let Some(node) = node_of(pod) {
+                running.push(node.clone());
+                left.insert(node, outcome(pod));
+            }
+        }
+        let watch = api.watch(&WatchParams::default().labels(SELECTOR), &version).await;
+        let mut watch = match watch {
+            Ok(watch) => watch.boxed(),
+            Err(error) => return Err(anyhow!("the agents' pods cannot be watched: {}", describe(&error))),
+        };
+        while !running.is_empty() {
+            let event = match timeout_at(end, watch.next()).await {
+                Err(_) => return Ok(left),
+                // Ended or broken: from the beginning.
+                Ok(None | Some(Err(_))) => break,
+                Ok(Some(Ok(event))) => event,
+            };
+            match event {
+                WatchEvent::Modified(pod) | WatchEvent::Added(pod) => {
+                    if let Some(node) = node_of(&pod) {
+                        left.insert(node, outcome(&pod));
+                    }
+                }
+                WatchEvent::Deleted(pod) => {
+                    let Some(node) = node_of(&pod) else { continue };
+                    running.retain(|other| *other != node);
+                    let outcome = match (outcome(&pod), left.get(&node)) {
+                        (Left::Running(_), Some(known @ (Left::Clean | Left::Failed(_)))) => known.clone(),
+                        (Left::Running(_), _) => Left::Failed("how its agent ended was not seen".into()),
+                        (seen, _) => seen,
+                    };
+                    match &outcome {
+                        Left::Failed(why) => println!("  {node}: {why}"),
+                        _ => println!("  {node}: clean"),
+                    }
+                    left.insert(node, outcome);
+                }
+                // Too old: from the beginning.
+                WatchEvent::Error(_) => break,
+                WatchEvent::Bookmark(_) => {}
+            }
+        }
+        if running.is_empty() || tokio::time::Instant::now() >= end {
+            return Ok(left);
+        }
+        sleep(EVERY).await;
+    }
+}
+
+fn node_of(pod: &Pod) -> Option<String> {
+    pod.spec.as_ref()?.node_name.clone()
+}
+
+fn outcome(pod: &Pod) -> Left {
+    let status = pod.status.clone().unwrap_or_default();
+    let agent: Option<&ContainerStatus> =
+        status.container_statuses.iter().flatten().find(|c| c.name == "agent");
+    let ended = agent.and_then(|agent| agent.state.as_ref()?.terminated.as_ref());
+    match ended {
+        Some(ended) if ended.exit_code == 0 => Left::Clean,
+        Some(ended) => Left::Failed(human::safe(ended.message.as_deref().unwrap_or("no word of why").trim())),
+        None => Left::Running(match status.reason {
+            Some(reason) => format!("the node does not answer ({reason})"),
+            None => "the node does not answer, or is slow".into(),
+        }),
+    }
+}
