@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use podspan_wire::local::{Attachment, AttachmentDetail, PodRoutes};
 use tokio::sync::{mpsc, watch};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::state::StateDir;
 
@@ -160,11 +160,37 @@ impl Attachments {
     }
 }
 
+static SAID: Once = Once::new();
+
+/// Whether this process may enter network namespaces (setns(2): CAP_SYS_ADMIN).
+fn may_enter() -> bool {
+    const CAP_SYS_ADMIN: u32 = 21;
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    // What cannot be read is tried.
+    effective
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_none_or(|mask| mask >> CAP_SYS_ADMIN & 1 == 1)
+}
+
 /// Brings the routes inside every pod in step. Blocking: enters namespaces. Returns the attachments whose
 /// namespace is gone; one that only cannot be opened now is kept.
 #[must_use]
 pub fn repair(details: &[AttachmentDetail], routes: &PodRoutes) -> Vec<AttachmentDetail> {
     let mut gone = Vec::new();
+    // In the DaemonSet the agent neither may nor needs to. Their namespaces are not even seen there, which says
+    // nothing about the pods.
+    if !may_enter() {
+        if !details.is_empty() {
+            SAID.call_once(|| {
+                info!(
+                    "pods that are there already keep the routes they started with: without CAP_SYS_ADMIN the agent \
+                     enters none. They reach other clusters by their default route, whatever changes"
+                );
+            });
+        }
+        return gone;
+    }
     for detail in details {
         let pod = detail.pod.as_deref().unwrap_or(&detail.attachment.container_id);
         let namespace = match podspan_cni::netns::open(Path::new(&detail.netns)) {

@@ -260,6 +260,9 @@ impl Controller {
                 Ok(()) = inbox.bundle.changed() => {
                     self.bundle_problem = inbox.bundle.borrow_and_update().clone();
                 }
+                Ok(()) = inbox.cni.changed() => {
+                    self.cni_problem = inbox.cni.borrow_and_update().clone();
+                }
                 Some(event) = inbox.host.recv() => self.kernel(event).await,
                 Some(gone) = self.repaired.recv() => self.attachments.forget(&gone),
                 Some(_) = self.disk.next() => self.flush(false),

@@ -20,10 +20,11 @@ use tracing::{info, warn};
 use crate::config::{Config, OnExit};
 use crate::controller::{Controller, Inbox, Kept, Outbox, Setup};
 use crate::host::{Host, HostSettings};
+use crate::install::Install;
 use crate::publish::{Published, Publisher, Seen};
 use crate::start::{self, Door, Start};
 use crate::state::StateDir;
-use crate::{bundle_watch, files, host};
+use crate::{bundle_watch, cni_install, files, host};
 
 /// How long a withdrawal may take before the agent ends without it.
 const WITHDRAW_TIME: Duration = Duration::from_secs(5);
@@ -48,7 +49,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut stop = pin!(stop_signal()?);
     let (query_sender, mut queries) = mpsc::channel(64);
     // Everything that may be wrong with the files is found before anything in the kernel is touched.
+    let mut install = Install::start(&config).await;
     let Some(start) = start::start(&config, &query_sender, &mut queries, &mut stop).await? else {
+        if install.end().await {
+            clean(&config).await?;
+        }
         return Ok(());
     };
     let Start { bundle_text, bundle, grant, facts, changes, source, state, door } = start;
@@ -98,6 +103,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         queries,
         published,
         bundle: bundle_watch::watch(config.bundle.clone(), bundle_text),
+        cni: install.chain(),
     };
     let publisher = |published| Publisher {
         client: client.clone(),
@@ -125,6 +131,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let announced = announcements.clone();
     let publish = tokio::spawn(publishing.run(announcements));
     let (dataplane, host) = controller.run(inbox, stop).await;
+    // Packets still flow. The CNI plugin goes first, while the agent still answers it.
+    let remove = install.end().await || config.on_exit == OnExit::Remove;
     if let Some(source) = source {
         source.end().await;
     }
@@ -134,7 +142,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         // must not follow the withdrawal.
         let _ = (&mut task).await;
     }
-    if config.on_exit == OnExit::Remove {
+    if remove {
         let last = announced.borrow().clone();
         if let Some(announcement) = last {
             withdraw(&farewell, &announcement).await;
@@ -142,7 +150,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     dataplane.shutdown();
     host.stop().await;
-    if config.on_exit == OnExit::Remove {
+    if remove {
         // Both hold the state directory's lock.
         drop((farewell, state));
         clean(&config).await?;
@@ -195,6 +203,9 @@ pub async fn clean(config: &Config) -> anyhow::Result<()> {
             config.socket.display(),
             config.state_dir.display()
         );
+    }
+    if let Some(settings) = &config.cni {
+        cni_install::uninstall(settings, &config.state_dir, false).await?.iter().for_each(|what| say(what));
     }
     let host_dir: PathBuf = config.state_dir.join("host");
     match host::clean(&HostSettings { state_dir: host_dir }, &config.tunnel).await {

@@ -1,6 +1,8 @@
 //! That this agent has installed the plugin, in the state directory: what was put into a configuration by
 //! hand is not taken out of it.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -34,6 +36,11 @@ pub(super) fn load(state_dir: &Path) -> anyhow::Result<Option<Record>> {
 
 /// Writes it, down to the disk.
 pub(super) fn keep(state_dir: &Path, record: &Record) -> anyhow::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state_dir)
+        .with_context(|| format!("cannot make {}", state_dir.display()))?;
     files::replace_json(&state_dir.join(NAME), record)
 }
 

@@ -458,7 +458,7 @@ fn hint(step: &Step, error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => " (the agent must run as root, or with CAP_NET_ADMIN)",
         Some(libc::EROFS) if matches!(step, Step::Sysctl(_)) => {
-            " (/proc/sys is read-only: in a container the agent must be privileged)"
+            " (/proc/sys is read-only: a container needs the host's /proc/sys/net at /host/proc/sys/net)"
         }
         _ => "",
     }

@@ -3,11 +3,28 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
 
 const ROOT: &str = "/proc/sys";
 
+/// Where a container that is not privileged has the network's part of [`ROOT`] once more: its own `/proc/sys`
+/// is read-only, whatever it may do. Both show the network namespace of whoever looks, and for a write the
+/// kernel asks for CAP_NET_ADMIN only.
+pub(super) const CONTAINER_ROOT: &str = "/host/proc/sys";
+
 fn path(key: &str) -> PathBuf {
-    Path::new(ROOT).join(key)
+    static FOUND: OnceLock<&'static str> = OnceLock::new();
+    let root = FOUND.get_or_init(|| {
+        // Not any directory of that name: one of the kernel's.
+        let there = statfs(Path::new(CONTAINER_ROOT).join("net").as_path());
+        match there {
+            Ok(found) if found.filesystem_type() == PROC_SUPER_MAGIC => CONTAINER_ROOT,
+            _ => ROOT,
+        }
+    });
+    Path::new(root).join(key)
 }
 
 /// The value without its line end; none if there is no such sysctl.

@@ -1,0 +1,82 @@
+//! What the agent does for its own place on the node, beside forwarding: the CNI plugin goes in, and when
+//! podspan is taken out of the cluster everything goes with it.
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use crate::cni_install::{self, CniSettings, Order};
+use crate::config::{Config, Source};
+use crate::kube::client;
+use crate::kube_leave::Leave;
+
+/// The installer, and the watch over podspan's own objects; each only where the settings ask for it.
+pub struct Install {
+    config: Config,
+    orders: watch::Sender<Order>,
+    installer: Option<JoinHandle<()>>,
+    leave: Option<Leave>,
+}
+
+impl Install {
+    /// Begins. Nothing here can fail the agent: what goes wrong is told, and tried again. Within a Tokio
+    /// runtime.
+    pub async fn start(config: &Config) -> Self {
+        let orders = watch::Sender::new(Order::default());
+        let leave = match leave(config, orders.clone()).await {
+            Ok(leave) => leave,
+            Err(error) => {
+                warn!(
+                    error = format!("{error:#}"),
+                    "whether podspan is taken out of the cluster is not seen: this node stays as it is when the agent ends"
+                );
+                None
+            }
+        };
+        Self { config: config.clone(), orders, installer: None, leave }
+    }
+
+    /// The agent forwards from here on: the CNI plugin goes in, if the settings ask for it. The receiver has
+    /// what a person should know of it, if anything. Within a Tokio runtime.
+    pub fn chain(&mut self) -> watch::Receiver<Option<String>> {
+        let Some(settings) = &self.config.cni else { return watch::channel(None).1 };
+        let (socket, state) = (self.config.socket.clone(), self.config.state_dir.clone());
+        let (problem, task) = cni_install::spawn(settings.clone(), socket, state, self.orders.subscribe());
+        self.installer = Some(task);
+        problem
+    }
+
+    /// For an agent that is told to stop: ends what was begun. Returns whether podspan leaves this node for
+    /// good; the CNI plugin is out of every configuration then.
+    pub async fn end(self) -> bool {
+        let leaves = match self.leave {
+            Some(leave) => leave.now().await,
+            None => false,
+        };
+        if let Some(mut task) = self.installer {
+            task.abort();
+            // Its end is waited for: it must not put back what is taken out next.
+            let _ = (&mut task).await;
+        }
+        if leaves && let Some(settings) = &self.config.cni {
+            let keep_plugin = self.orders.borrow().keep_plugin;
+            remove(settings, &self.config, keep_plugin).await;
+        }
+        leaves
+    }
+}
+
+async fn leave(config: &Config, orders: watch::Sender<Order>) -> anyhow::Result<Option<Leave>> {
+    let Source::Kubernetes(source) = &config.source else { return Ok(None) };
+    let node = client::node_name(source)?;
+    let client = client::client(source).await?;
+    Ok(Some(Leave::start(client, client::namespace(), node.to_string(), orders)))
+}
+
+async fn remove(settings: &CniSettings, config: &Config, keep_plugin: bool) {
+    match cni_install::uninstall(settings, &config.state_dir, keep_plugin).await {
+        Ok(removed) => removed.iter().for_each(|what| info!("removed {what}")),
+        // It is tried once more, and told, with everything else that is taken out.
+        Err(error) => warn!(error = format!("{error:#}"), "the CNI plugin"),
+    }
+}
