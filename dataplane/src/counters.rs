@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use arc_swap::ArcSwapOption;
 
 use crate::core::Time;
-use crate::status::{LaneStatus, WorkerStatus};
+use crate::settings::Offload;
+use crate::status::{Calls, LaneStatus, WorkerStatus};
 
 macro_rules! causes {
     ($($(#[$doc:meta])* $name:ident => $label:literal,)*) => {
@@ -161,10 +162,26 @@ pub(crate) struct WorkerCounters {
     pub(crate) handshakes: Counter,
     pub(crate) cookies: Counter,
     pub(crate) ticks: Counter,
+    pub(crate) polls: Counter,
+    pub(crate) tun_reads: Counter,
+    pub(crate) tun_writes: Counter,
+    pub(crate) udp_receives: Counter,
+    pub(crate) udp_sends: Counter,
+    offload: Counter,
     pub(crate) drops: DropCounters,
 }
 
 impl WorkerCounters {
+    pub(crate) fn set_offload(&self, offload: Offload) {
+        let bits = [offload.tso, offload.uso, offload.gso, offload.gro];
+        self.offload.set(bits.into_iter().fold(0, |all, bit| all << 1 | u64::from(bit)));
+    }
+
+    fn offload(&self) -> Offload {
+        let bits = self.offload.get();
+        Offload { tso: bits & 8 != 0, uso: bits & 4 != 0, gso: bits & 2 != 0, gro: bits & 1 != 0 }
+    }
+
     pub(crate) fn status(&self, lane: usize, port: u16, failed: Option<String>) -> WorkerStatus {
         WorkerStatus {
             lane,
@@ -181,6 +198,14 @@ impl WorkerCounters {
             handshakes: self.handshakes.get(),
             cookies: self.cookies.get(),
             ticks: self.ticks.get(),
+            calls: Calls {
+                poll: self.polls.get(),
+                tun_read: self.tun_reads.get(),
+                tun_write: self.tun_writes.get(),
+                udp_receive: self.udp_receives.get(),
+                udp_send: self.udp_sends.get(),
+            },
+            offload: self.offload(),
             drops: self.drops.read(),
         }
     }
@@ -285,6 +310,16 @@ mod tests {
         labels.sort_unstable();
         labels.dedup();
         assert_eq!(labels.len(), DropCause::ALL.len());
+    }
+
+    #[test]
+    fn offloads_are_read_back() {
+        let counters = WorkerCounters::default();
+        for n in 0..16 {
+            let offload = Offload { tso: n & 1 != 0, uso: n & 2 != 0, gso: n & 4 != 0, gro: n & 8 != 0 };
+            counters.set_offload(offload);
+            assert_eq!(counters.offload(), offload);
+        }
     }
 
     #[test]

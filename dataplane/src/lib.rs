@@ -39,5 +39,5 @@ pub use counters::{DropCause, DropCounts};
 pub use dataplane::Dataplane;
 pub use secret::LaneSecret;
 pub use settings::{DEFAULT_HANDSHAKE_LIMIT, Offload, Settings, StartError};
-pub use status::{LaneStatus, PeerStatus, Status, WorkerStatus};
+pub use status::{Calls, LaneStatus, PeerStatus, Status, WorkerStatus};
 pub use table::{PeerSpec, Rejected, RouteSpec, TableError, TableSpec};

@@ -6,6 +6,7 @@ use std::time::Duration;
 use podspan_wire::NodeId;
 
 use crate::counters::DropCounts;
+use crate::settings::Offload;
 
 /// The state of the dataplane at one moment. Numbers of different tunnels may be microseconds apart.
 #[derive(Clone, Debug, Default)]
@@ -85,6 +86,25 @@ pub struct WorkerStatus {
     pub cookies: u64,
     /// How often a tunnel's timers were looked at.
     pub ticks: u64,
+    /// System calls made.
+    pub calls: Calls,
+    /// The offloads in use: those of the settings that the kernel has and has not refused since.
+    pub offload: Offload,
     /// Packets dropped that no peer could be charged with.
     pub drops: DropCounts,
+}
+
+/// System calls of a packet worker, those that found nothing to do included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// Waits for something to do.
+    pub poll: u64,
+    /// Reads of the TUN queue: of a packet, or of one that stands for many.
+    pub tun_read: u64,
+    /// Writes to it.
+    pub tun_write: u64,
+    /// Receptions of the socket: of a datagram, or of several as one.
+    pub udp_receive: u64,
+    /// Its transmissions.
+    pub udp_send: u64,
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns};
 use podspan_dataplane::{
     DEFAULT_HANDSHAKE_LIMIT, Dataplane, DropCause, LaneSecret, Offload, PeerSpec, RouteSpec, Settings,
-    StartError, TableSpec,
+    StartError, TableSpec, WorkerStatus,
 };
 use podspan_wire::Lane;
 
@@ -65,7 +65,7 @@ impl Drop for Namespace {
     }
 }
 
-fn settings(seed: u8, lanes: usize) -> Settings {
+fn settings(seed: u8, lanes: usize, offload: Offload) -> Settings {
     Settings {
         interface: TUN.into(),
         port: PORT,
@@ -73,7 +73,7 @@ fn settings(seed: u8, lanes: usize) -> Settings {
         lanes: (0..lanes).map(|lane| LaneSecret::from_bytes([seed + lane as u8 * 8; 32])).collect(),
         persist: true,
         handshake_limit: DEFAULT_HANDSHAKE_LIMIT,
-        offload: Offload::ALL,
+        offload,
     }
 }
 
@@ -82,12 +82,13 @@ struct Node {
     namespace: Namespace,
     number: u8,
     lanes: usize,
+    offload: Offload,
     dataplane: Option<Dataplane>,
 }
 
 impl Node {
     fn start(&mut self) {
-        let settings = settings(self.number, self.lanes);
+        let settings = settings(self.number, self.lanes, self.offload);
         self.dataplane =
             Some(self.namespace.inside(move || Dataplane::start(settings)).join().unwrap().unwrap());
     }
@@ -112,7 +113,7 @@ impl Node {
         let lane = |(i, secret): (usize, &LaneSecret)| Lane { key: secret.public(), port: PORT + i as u16 };
         let peer = PeerSpec {
             id: id.clone(),
-            lanes: settings(n, other.lanes).lanes.iter().enumerate().map(lane).collect(),
+            lanes: settings(n, other.lanes, other.offload).lanes.iter().enumerate().map(lane).collect(),
             endpoints: vec![underlay.parse().unwrap()],
             learned: vec![],
             persistent_keepalive: None,
@@ -127,13 +128,18 @@ impl Node {
         self.dataplane().set_table(TableSpec { peers: vec![peer], routes }).unwrap();
     }
 
+    /// What the first worker says.
+    fn worker(&self) -> WorkerStatus {
+        self.dataplane().status().workers.swap_remove(0)
+    }
+
     fn drops(&self, cause: DropCause) -> u64 {
         self.dataplane().status().workers.iter().map(|worker| worker.drops.get(cause)).sum()
     }
 }
 
 /// Two nodes with a veth between them, up and knowing each other.
-fn pair(lanes: (usize, usize), family: u8, dial: bool) -> (Node, Node) {
+fn pair(offload: Offload, lanes: (usize, usize), family: u8, dial: bool) -> (Node, Node) {
     let (a, b) = (Namespace::new("a"), Namespace::new("b"));
     ip(&format!("link add veth0 netns {} type veth peer name veth0 netns {}", a.0, b.0));
     for (n, namespace) in [(1, &a), (2, &b)] {
@@ -141,8 +147,8 @@ fn pair(lanes: (usize, usize), family: u8, dial: bool) -> (Node, Node) {
         namespace.ip(&format!("addr add 2001:db8::{n}/64 dev veth0 nodad"));
         namespace.ip("link set veth0 up");
     }
-    let mut a = Node { namespace: a, number: 1, lanes: lanes.0, dataplane: None };
-    let mut b = Node { namespace: b, number: 2, lanes: lanes.1, dataplane: None };
+    let mut a = Node { namespace: a, number: 1, lanes: lanes.0, offload, dataplane: None };
+    let mut b = Node { namespace: b, number: 2, lanes: lanes.1, offload, dataplane: None };
     let underlay = |n: u8| if family == 4 { format!("192.0.2.{n}") } else { format!("2001:db8::{n}") };
     for node in [&mut a, &mut b] {
         node.start();
@@ -256,10 +262,9 @@ fn tcp(from: &Node, to: &Node, address: SocketAddr, bytes: usize, streams: usize
     took
 }
 
-#[test]
-fn pods_reach_each_other_over_both_underlays_in_both_families() {
+fn pods_reach_each_other_over_both_underlays_in_both_families(offload: Offload) {
     for underlay in [4, 6] {
-        let (a, b) = pair((2, 3), underlay, false);
+        let (a, b) = pair(offload, (2, 3), underlay, false);
         for address in ["10.202.0.1:7", "[fd00:202::1]:7"] {
             let address: SocketAddr = address.parse().unwrap();
             let echo = udp_echo(&b, address);
@@ -286,9 +291,8 @@ fn pods_reach_each_other_over_both_underlays_in_both_families() {
     }
 }
 
-#[test]
-fn a_restart_keeps_the_interface_and_costs_less_than_two_seconds() {
-    let (mut a, b) = pair((2, 2), 4, true);
+fn a_restart_keeps_the_interface_and_costs_less_than_two_seconds(offload: Offload) {
+    let (mut a, b) = pair(offload, (2, 2), 4, true);
     let address: SocketAddr = "10.202.0.1:7".parse().unwrap();
     let echo = udp_echo(&b, address);
     ask(&a, address, 100);
@@ -307,9 +311,8 @@ fn a_restart_keeps_the_interface_and_costs_less_than_two_seconds() {
     echo.join().unwrap();
 }
 
-#[test]
-fn an_interface_that_is_down_or_deleted_is_survived() {
-    let (a, b) = pair((2, 1), 4, true);
+fn an_interface_that_is_down_or_deleted_is_survived(offload: Offload) {
+    let (a, b) = pair(offload, (2, 1), 4, true);
     let address: SocketAddr = "10.202.0.1:7".parse().unwrap();
     let echo = udp_echo(&b, address);
     ask(&a, address, 100);
@@ -352,9 +355,8 @@ fn an_interface_that_is_down_or_deleted_is_survived() {
     echo.join().unwrap();
 }
 
-#[test]
-fn garbage_at_the_port_is_counted_and_harms_nobody() {
-    let (a, b) = pair((1, 1), 4, true);
+fn garbage_at_the_port_is_counted_and_harms_nobody(offload: Offload) {
+    let (a, b) = pair(offload, (1, 1), 4, true);
     let address: SocketAddr = "10.202.0.1:7".parse().unwrap();
     let echo = udp_echo(&b, address);
     ask(&a, address, 100);
@@ -381,9 +383,8 @@ fn garbage_at_the_port_is_counted_and_harms_nobody() {
     echo.join().unwrap();
 }
 
-#[test]
-fn every_outer_packet_carries_the_mark() {
-    let (a, b) = pair((1, 1), 4, true);
+fn every_outer_packet_carries_the_mark(offload: Offload) {
+    let (a, b) = pair(offload, (1, 1), 4, true);
     // A rule that sends what is marked nowhere: if the mark were not there, packets would still arrive.
     let address: SocketAddr = "10.202.0.1:7".parse().unwrap();
     let echo = udp_echo(&b, address);
@@ -398,6 +399,248 @@ fn every_outer_packet_carries_the_mark() {
     echo.join().unwrap();
 }
 
+/// The tests above with offloads off, with some and with all of them; a kernel without USO is one that is
+/// not asked for it.
+macro_rules! with_offloads {
+    ($($module:ident: $offload:expr;)*) => {
+        $(mod $module {
+            use super::*;
+
+            #[test]
+            fn pods_reach_each_other_over_both_underlays_in_both_families() {
+                super::pods_reach_each_other_over_both_underlays_in_both_families($offload);
+            }
+
+            #[test]
+            fn a_restart_keeps_the_interface_and_costs_less_than_two_seconds() {
+                super::a_restart_keeps_the_interface_and_costs_less_than_two_seconds($offload);
+            }
+
+            #[test]
+            fn an_interface_that_is_down_or_deleted_is_survived() {
+                super::an_interface_that_is_down_or_deleted_is_survived($offload);
+            }
+
+            #[test]
+            fn garbage_at_the_port_is_counted_and_harms_nobody() {
+                super::garbage_at_the_port_is_counted_and_harms_nobody($offload);
+            }
+
+            #[test]
+            fn every_outer_packet_carries_the_mark() {
+                super::every_outer_packet_carries_the_mark($offload);
+            }
+
+            #[test]
+            fn offloads_do_what_they_are_for() {
+                super::offloads_do_what_they_are_for($offload);
+            }
+
+            #[test]
+            fn datagrams_keep_their_borders_and_their_order() {
+                super::datagrams_keep_their_borders_and_their_order($offload);
+            }
+
+            #[test]
+            fn marks_of_congestion_cross_the_tunnel() {
+                super::marks_of_congestion_cross_the_tunnel($offload);
+            }
+
+            #[test]
+            fn an_underlay_too_narrow_for_the_tunnel_costs_speed_and_nothing_else() {
+                super::an_underlay_too_narrow_for_the_tunnel_costs_speed_and_nothing_else($offload);
+            }
+        })*
+    };
+}
+
+with_offloads! {
+    no_offload: Offload::NONE;
+    tso_only: Offload { tso: true, ..Offload::NONE };
+    gso_only: Offload { gso: true, ..Offload::NONE };
+    gro_only: Offload { gro: true, ..Offload::NONE };
+    all_but_uso: Offload { uso: false, ..Offload::ALL };
+    all_offloads: Offload::ALL;
+}
+
+/// How many packets went with one system call, on average, while `bytes` of TCP went from `a` to `b`: into
+/// the TUN of `b`, out of that of `a`, out of the socket of `a`, into that of `b`.
+fn offloads_do_what_they_are_for(offload: Offload) {
+    let (a, b) = pair(offload, (1, 1), 4, true);
+    let before = (a.worker(), b.worker());
+    assert_eq!((before.0.offload, before.1.offload), (offload, offload), "this kernel has all of them");
+    tcp(&a, &b, "10.202.0.1:8".parse().unwrap(), 32 << 20, 1);
+    let after = (a.worker(), b.worker());
+    let ratio = |packets: u64, calls: u64| packets as f64 / calls as f64;
+    let sent = after.0.tx_outer_packets - before.0.tx_outer_packets;
+    let got = after.1.rx_inner_packets - before.1.rx_inner_packets;
+    let ratios = [
+        (offload.tso, "TUN reads", ratio(sent, after.0.calls.tun_read - before.0.calls.tun_read)),
+        (offload.gso, "UDP sends", ratio(sent, after.0.calls.udp_send - before.0.calls.udp_send)),
+        (
+            offload.gro && offload.gso,
+            "UDP receives",
+            ratio(got, after.1.calls.udp_receive - before.1.calls.udp_receive),
+        ),
+        // A turn must bring several packets for them to be merged, which is a matter of luck without GRO.
+        (
+            offload.tso && offload.gro && offload.gso,
+            "TUN writes",
+            ratio(got, after.1.calls.tun_write - before.1.calls.tun_write),
+        ),
+    ];
+    for (on, what, packets) in ratios {
+        assert!(!on || packets > 2.0, "{what}: {packets:.1} packets each with {offload:?}");
+    }
+    let single = |n: f64| n <= 1.01;
+    assert!(offload.tso || single(ratios[0].2), "{ratios:?}");
+    assert!(offload.gso || single(ratios[1].2), "{ratios:?}");
+    assert!(offload.tso || single(ratios[3].2), "{ratios:?}");
+}
+
+/// Sends datagrams of all sizes with and without USO, and checks that each arrives as it was sent.
+fn datagrams_keep_their_borders_and_their_order(offload: Offload) {
+    let (a, b) = pair(offload, (1, 1), 4, true);
+    for to in ["10.202.0.1:7", "[fd00:202::1]:7"] {
+        let to: SocketAddr = to.parse().unwrap();
+        let echo = udp_echo(&b, to);
+        ask(&a, to, 100);
+        let sender = a.namespace.inside(move || {
+            let any: IpAddr = if to.is_ipv4() { "0.0.0.0".parse().unwrap() } else { "::".parse().unwrap() };
+            let socket = UdpSocket::bind((any, 0)).unwrap();
+            socket.connect(to).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let segment = |n: i32| {
+                nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::UdpGsoSegment, &n).unwrap();
+            };
+            let mut buffer = [0; 65_536];
+            let mut number = 0_u8;
+            for (length, cut) in [(5000, 1000), (999, 0), (3100, 1000), (64, 0), (640, 64), (1300, 0), (1, 0)]
+            {
+                segment(cut);
+                let step = if cut == 0 { length } else { cut as usize };
+                let mut message = vec![0; length];
+                let mut sent = Vec::new();
+                for piece in message.chunks_mut(step) {
+                    piece.fill(number);
+                    number += 1;
+                    sent.push(piece.to_vec());
+                }
+                socket.send(&message).unwrap();
+                for expected in sent {
+                    let n = socket.recv(&mut buffer).expect("a datagram was lost");
+                    assert_eq!((n, buffer[0]), (expected.len(), expected[0]), "{length} in {cut}");
+                    assert_eq!(buffer[..n], expected);
+                }
+            }
+        });
+        sender.join().unwrap();
+        end(&a, to);
+        echo.join().unwrap();
+    }
+}
+
+/// A datagram with ECT(0) inside has it outside too, and a mark set there comes out inside.
+fn marks_of_congestion_cross_the_tunnel(offload: Offload) {
+    use nix::sys::socket::{setsockopt, sockopt};
+    let (a, b) = pair(offload, (1, 1), 4, true);
+    let to: SocketAddr = "10.202.0.1:7".parse().unwrap();
+    let echo = udp_echo(&b, to);
+    ask(&a, to, 100);
+    end(&a, to);
+    echo.join().unwrap();
+    // What leaves with ECT(0) is marked on its way out, as a congested router would.
+    let rules = "table ip congested { chain out { type filter hook output priority 0; \
+        oifname veth0 ip ecn ect0 ip ecn set ce; }; }";
+    let nft = |rules: &'static str| {
+        a.namespace.inside(move || Command::new("nft").arg(rules).output().unwrap()).join().unwrap()
+    };
+    let output = nft(rules);
+    assert!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr));
+    let receiver = b.namespace.inside(move || {
+        let socket = UdpSocket::bind(to).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        setsockopt(&socket, sockopt::IpRecvTos, &true).unwrap();
+        (0..3)
+            .map(|_| {
+                let mut space = nix::cmsg_space!(u8);
+                let mut buffer = [0; 100];
+                let mut slices = [std::io::IoSliceMut::new(&mut buffer)];
+                let message = nix::sys::socket::recvmsg::<()>(
+                    std::os::fd::AsRawFd::as_raw_fd(&socket),
+                    &mut slices,
+                    Some(&mut space),
+                    nix::sys::socket::MsgFlags::empty(),
+                );
+                match message.unwrap().cmsgs().unwrap().next() {
+                    Some(nix::sys::socket::ControlMessageOwned::Ipv4Tos(tos)) => tos,
+                    other => panic!("{other:?}"),
+                }
+            })
+            .collect::<Vec<u8>>()
+    });
+    let sender = a.namespace.inside(move || {
+        thread::sleep(Duration::from_millis(100));
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        // Not ECT, ECT(1), ECT(0), with a DSCP that the outer header does not show but the inner one keeps.
+        for tos in [0xb8, 0xb9, 0xba] {
+            setsockopt(&socket, sockopt::Ipv4Tos, &tos).unwrap();
+            socket.send_to(&[0; 64], to).unwrap();
+        }
+    });
+    sender.join().unwrap();
+    assert_eq!(receiver.join().unwrap(), [0xb8, 0xb9, 0xbb]);
+}
+
+/// Outer packets that are larger than the underlay's MTU are fragmented, which does not go with GSO.
+fn an_underlay_too_narrow_for_the_tunnel_costs_speed_and_nothing_else(offload: Offload) {
+    let (a, b) = pair(offload, (1, 1), 4, true);
+    for node in [&a, &b] {
+        node.namespace.ip("link set veth0 mtu 1300");
+    }
+    tcp(&a, &b, "10.202.0.1:8".parse().unwrap(), 4 << 20, 1);
+    let status = a.dataplane().status();
+    assert_eq!(status.peers[0].lanes[0].drops.total(), 0, "{:?}", status.peers[0].lanes[0].drops);
+    // What is small enough still goes together: the offload was not given up for good.
+    assert_eq!(a.worker().offload, offload);
+}
+
+/// A persistent interface keeps the mode of the agent before; the next one may have another.
+#[test]
+fn an_interface_changes_its_mode_from_one_start_to_the_next() {
+    let (mut a, b) = pair(Offload::ALL, (2, 2), 4, true);
+    let address: SocketAddr = "10.202.0.1:7".parse().unwrap();
+    let echo = udp_echo(&b, address);
+    for offload in [Offload::NONE, Offload::ALL, Offload { tso: false, ..Offload::ALL }, Offload::NONE] {
+        a.dataplane.take().unwrap().shutdown();
+        a.offload = offload;
+        a.start();
+        a.set_table(&b, "192.0.2.2", true);
+        ask(&a, address, 100);
+        assert_eq!(a.worker().offload, offload);
+        tcp(&a, &b, "10.202.0.1:8".parse().unwrap(), 1 << 20, 2);
+        tcp(&b, &a, "10.201.0.1:8".parse().unwrap(), 1 << 20, 2);
+    }
+    end(&a, address);
+    echo.join().unwrap();
+}
+
+/// Another program holds a queue of the interface, without offloads: the mode is the interface's.
+#[test]
+fn an_interface_in_use_keeps_its_mode() {
+    let namespace = Namespace::new("a");
+    let thread = namespace.inside(|| {
+        let quiet = || podspan_dataplane::tun::Queue::attach(TUN, false, Offload::NONE).unwrap();
+        let (first, second) = (quiet(), quiet());
+        let dataplane =
+            Dataplane::start(Settings { persist: false, ..settings(1, 1, Offload::ALL) }).unwrap();
+        let offload = dataplane.status().workers[0].offload;
+        assert!(!offload.tso && !offload.uso, "{offload:?}");
+        drop((first, second, dataplane));
+    });
+    thread.join().unwrap();
+}
+
 #[test]
 fn refusals_name_what_is_in_the_way() {
     let namespace = Namespace::new("a");
@@ -406,7 +649,12 @@ fn refusals_name_what_is_in_the_way() {
     namespace.ip("tuntap add mode tun name plain");
     let thread = namespace.inside(|| {
         let start = |interface: &str, port| {
-            Dataplane::start(Settings { interface: interface.into(), port, persist: false, ..settings(1, 2) })
+            Dataplane::start(Settings {
+                interface: interface.into(),
+                port,
+                persist: false,
+                ..settings(1, 2, Offload::ALL)
+            })
         };
         let error = |interface| start(interface, PORT).unwrap_err().to_string();
         assert!(error("other").contains("ip link delete other"), "{}", error("other"));
@@ -434,7 +682,7 @@ fn it_works_where_ipv6_is_switched_off() {
     let namespace = Namespace::new("a");
     let thread = namespace.inside(|| {
         std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
-        drop(Dataplane::start(Settings { persist: false, ..settings(1, 1) }).unwrap());
+        drop(Dataplane::start(Settings { persist: false, ..settings(1, 1, Offload::ALL) }).unwrap());
     });
     thread.join().unwrap();
 }
@@ -443,8 +691,8 @@ fn it_works_where_ipv6_is_switched_off() {
 #[test]
 #[ignore = "a measurement, for a person to look at"]
 fn measure() {
-    for lanes in [1, 2] {
-        let (a, b) = pair((lanes, lanes), 4, true);
+    for (lanes, offload) in [(1, Offload::NONE), (1, Offload::ALL), (2, Offload::ALL)] {
+        let (a, b) = pair(offload, (lanes, lanes), 4, true);
         let address: SocketAddr = "10.202.0.1:7".parse().unwrap();
         let echo = udp_echo(&b, address);
         ask(&a, address, 100);
@@ -494,8 +742,10 @@ fn measure() {
             let bytes = 400 << 20;
             let took = tcp(&a, &b, "10.202.0.1:8".parse().unwrap(), bytes, streams);
             let gbit = bytes as f64 * 8.0 / took.as_secs_f64() / 1e9;
-            println!("{lanes} lanes: TCP {streams} streams {gbit:.2} Gbit/s");
+            println!("{lanes} lanes, {offload:?}: TCP {streams} streams {gbit:.2} Gbit/s");
         }
-        println!("{lanes} lanes: UDP 64 B {kpps:.0} kpps delivered, RTT p50 {p50:?} p99 {p99:?}");
+        println!(
+            "{lanes} lanes, {offload:?}: UDP 64 B {kpps:.0} kpps delivered, RTT p50 {p50:?} p99 {p99:?}"
+        );
     }
 }

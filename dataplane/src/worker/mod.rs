@@ -121,6 +121,7 @@ impl Worker {
 
     fn run(mut self) -> Result<(), String> {
         let mut buffers = Buffers::new(&self.socket, self.queue.as_ref());
+        self.counters.set_offload(buffers.offload(&self.socket));
         let mut datagrams = Batch::<Arrival>::default();
         let mut packets = Batch::<VnetHeader>::default();
         let mut rests = Rests::default();
@@ -146,8 +147,12 @@ impl Worker {
             if ready.queue && self.read_queue(&mut packets, ready.queue_failed) {
                 rests.queue = Some(now + REST);
             }
-            let mut kernel =
-                Kernel { socket: &self.socket, queue: self.queue.as_ref(), buffers: &mut buffers };
+            let mut kernel = Kernel {
+                socket: &self.socket,
+                queue: self.queue.as_ref(),
+                buffers: &mut buffers,
+                counters: &self.counters,
+            };
             self.core.handle_udp(now, &datagrams, &mut kernel);
             self.core.handle_tun(now, &mut packets, &mut kernel);
             datagrams.clear();
@@ -156,6 +161,7 @@ impl Worker {
                 self.core.handle_timeout(now, &mut kernel);
             }
             kernel.flush(&self.core);
+            self.counters.set_offload(buffers.offload(&self.socket));
         }
     }
 
@@ -176,6 +182,7 @@ impl Worker {
             if socket { PollFd::new(self.socket.as_fd(), PollFlags::POLLIN) } else { control() },
             queue.map_or_else(control, |queue| PollFd::new(queue.as_fd(), PollFlags::POLLIN)),
         ];
+        self.counters.polls.add(1);
         match ppoll(&mut fds, timeout, None) {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(Ready::default()),
@@ -213,6 +220,7 @@ impl Worker {
     fn read_socket(&mut self, batch: &mut Batch<Arrival>) -> bool {
         let mut errors = 0;
         while let Some(room) = batch.room() {
+            self.counters.udp_receives.add(1);
             match self.socket.receive(room) {
                 Ok(received) => batch.push_segments(received.arrival, received.length, received.segment),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -234,6 +242,7 @@ impl Worker {
     fn read_queue(&mut self, batch: &mut Batch<VnetHeader>, failed: bool) -> bool {
         let Some(queue) = &self.queue else { return false };
         while let Some(room) = batch.room() {
+            self.counters.tun_reads.add(1);
             match queue.read(room) {
                 Ok((length, Some(header))) => batch.push(header, length),
                 Ok((_, None)) => self.counters.drops.count(DropCause::Malformed),

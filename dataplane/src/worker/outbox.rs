@@ -6,7 +6,7 @@ use tracing::{debug, info};
 
 use super::socket::LaneSocket;
 use crate::core::{Departure, MAX_DATAGRAM, TunnelTag};
-use crate::counters::DropCause;
+use crate::counters::{DropCause, WorkerCounters};
 use crate::offload::Ecn;
 
 /// Datagrams that one call sends at most: what Linux takes (`UDP_MAX_SEGMENTS`; more since 6.8).
@@ -45,9 +45,13 @@ pub(crate) trait Wire {
     fn send(&self, bytes: &[u8], to: SocketAddr, ecn: Ecn, segment: Option<u16>) -> std::io::Result<()>;
 }
 
-impl Wire for LaneSocket {
+/// The socket, with each call counted.
+pub(crate) struct Counted<'a>(pub(crate) &'a LaneSocket, pub(crate) &'a WorkerCounters);
+
+impl Wire for Counted<'_> {
     fn send(&self, bytes: &[u8], to: SocketAddr, ecn: Ecn, segment: Option<u16>) -> std::io::Result<()> {
-        LaneSocket::send(self, bytes, to, ecn, segment)
+        self.1.udp_sends.add(1);
+        self.0.send(bytes, to, ecn, segment)
     }
 }
 
@@ -77,6 +81,11 @@ impl Outbox {
     pub(crate) fn new(together: bool) -> Self {
         let narrow = Vec::with_capacity(NARROW);
         Self { bytes: vec![0; BYTES].into(), start: 0, end: 0, group: None, together, narrow }
+    }
+
+    /// Whether datagrams are sent together.
+    pub(crate) fn sends_together(&self) -> bool {
+        self.together
     }
 
     /// Room for the next datagram: [`ROOM`] bytes or more.

@@ -4,11 +4,12 @@ use std::io;
 
 use tracing::info;
 
-use super::outbox::{Lost, Outbox};
+use super::outbox::{Counted, Lost, Outbox};
 use super::socket::LaneSocket;
 use crate::core::{Core, Departure, OVERHEAD, Sink, TunnelTag};
-use crate::counters::DropCause;
+use crate::counters::{DropCause, WorkerCounters};
 use crate::offload::{Coalescer, GsoKind, Merge, Merged};
+use crate::settings::Offload;
 use crate::tun::Queue;
 
 /// Room for the largest packet and what boringtun wants on top.
@@ -36,6 +37,12 @@ impl Buffers {
         }
     }
 
+    /// The offloads in use.
+    pub(crate) fn offload(&self, socket: &LaneSocket) -> Offload {
+        let Merge { tcp, udp } = self.packets.merges();
+        Offload { tso: tcp, uso: udp, gso: self.outbox.sends_together(), gro: socket.merges() }
+    }
+
     /// Follows a queue that was attached anew.
     pub(crate) fn set_queue(&mut self, queue: &Queue) {
         self.packets.set_merge(queue.merges());
@@ -47,12 +54,13 @@ pub(crate) struct Kernel<'a> {
     /// `None` while the interface is gone.
     pub(crate) queue: Option<&'a Queue>,
     pub(crate) buffers: &'a mut Buffers,
+    pub(crate) counters: &'a WorkerCounters,
 }
 
 impl Kernel<'_> {
     /// Hands over what waits, and has the core count what was lost.
     pub(crate) fn flush(&mut self, core: &Core) {
-        self.buffers.outbox.flush(self.socket, &mut self.buffers.lost);
+        self.buffers.outbox.flush(&Counted(self.socket, self.counters), &mut self.buffers.lost);
         self.write_packets();
         if !self.buffers.lost.is_empty() {
             self.buffers
@@ -68,7 +76,7 @@ impl Kernel<'_> {
         packets.flush(|merged| match self.queue {
             None => lost.add(merged.tag(), DropCause::TunWriteFailed, merged.count() as u64),
             Some(queue) => {
-                if let Some(kind) = write(queue, merged, lost, proven) {
+                if let Some(kind) = write(&Writes(queue, self.counters), merged, lost, proven) {
                     refused = Some(kind);
                 }
             }
@@ -92,9 +100,19 @@ fn part(merge: &mut Merge, kind: GsoKind) -> &mut bool {
     }
 }
 
+/// The queue, with each write counted.
+struct Writes<'a>(&'a Queue, &'a WorkerCounters);
+
+impl Writes<'_> {
+    fn write(&self, pieces: &[io::IoSlice<'_>]) -> io::Result<()> {
+        self.1.tun_writes.add(1);
+        self.0.write(pieces)
+    }
+}
+
 /// Writes a packet; one by one what the kernel does not take merged. Returns what it does not know at all.
 fn write(
-    queue: &Queue,
+    queue: &Writes<'_>,
     merged: &Merged<'_, TunnelTag>,
     lost: &mut Lost,
     proven: &mut Merge,
@@ -147,7 +165,8 @@ impl Sink for Kernel<'_> {
     }
 
     fn send(&mut self, length: usize, how: Departure) -> Result<(), DropCause> {
-        self.buffers.outbox.push(length, how, self.socket, &mut self.buffers.lost);
+        let wire = Counted(self.socket, self.counters);
+        self.buffers.outbox.push(length, how, &wire, &mut self.buffers.lost);
         Ok(())
     }
 

@@ -28,6 +28,7 @@ pub(crate) struct LaneSocket {
     socket: UdpSocket,
     dual: bool,
     segments: bool,
+    merges: bool,
 }
 
 /// What one call received.
@@ -78,12 +79,17 @@ impl LaneSocket {
             io::ErrorKind::AddrInUse => StartError::PortTaken { port, lane },
             _ => failed("binding")(error),
         })?;
-        Ok(Self { socket: socket.into(), dual, segments })
+        Ok(Self { socket: socket.into(), dual, segments, merges })
     }
 
     /// Whether the kernel knows how to cut what is sent.
     pub(crate) fn segments(&self) -> bool {
         self.segments
+    }
+
+    /// Whether the kernel gives out several datagrams as one.
+    pub(crate) fn merges(&self) -> bool {
+        self.merges
     }
 
     /// Receives a datagram, or several that came from one sender in a row.
