@@ -74,6 +74,14 @@ enum Command {
         /// The node's description
         file: std::path::PathBuf,
     },
+    /// Ask a DNS server for a name's addresses
+    #[command(hide = true)]
+    Resolve {
+        /// The server's address
+        server: std::net::IpAddr,
+        /// The name, in full
+        name: String,
+    },
     /// Be a broker that lies
     #[command(hide = true)]
     LyingBroker(lying_broker::LyingBroker),
@@ -91,6 +99,7 @@ fn main() -> ExitCode {
         Command::LyingBroker(args) => lying_broker::run(&args).map(|()| ExitCode::SUCCESS),
         Command::KubeNode { file } => kube::run_node(&file).map(|()| ExitCode::SUCCESS),
         Command::KubeNodeInit { file } => kube::run_node_init(&file).map(|()| ExitCode::SUCCESS),
+        Command::Resolve { server, name } => kube::resolve(server, &name).map(|()| ExitCode::SUCCESS),
         Command::Exec(exec) => commands::exec(&exec),
         command => signals::listen().and_then(|()| match command {
             Command::Demo(demo) => demo::demo(&demo),

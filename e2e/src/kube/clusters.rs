@@ -343,7 +343,7 @@ fn xtables_lock() -> PathBuf {
 }
 
 /// Whether an object's condition of that type is true.
-fn is_true(object: &Value, condition: &str) -> bool {
+pub(crate) fn is_true(object: &Value, condition: &str) -> bool {
     let conditions = object["status"]["conditions"].as_array();
     conditions.into_iter().flatten().any(|found| found["type"] == condition && found["status"] == "True")
 }

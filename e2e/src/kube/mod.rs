@@ -14,20 +14,26 @@ mod pki;
 mod plan;
 mod plane;
 mod programs;
+mod resolve;
 mod settings;
 mod site;
+mod workload;
 
 use anyhow::{Context, Result};
 
 use crate::netns::Netns;
 use crate::state::KubeRecord;
 
-pub(crate) use api::{KubeApi, KubeHost};
+pub(crate) use api::KubeApi;
+#[expect(unused_imports, reason = "the type of KubeApi::host, to be named by scenarios")]
+pub(crate) use api::KubeHost;
 pub(crate) use cgroups::roots as cgroup_roots;
 pub(crate) use clusters::Clusters;
 pub(crate) use commands::{KubeCommand, run};
 pub(crate) use node_process::{run as run_node, run_init as run_node_init};
 pub(crate) use programs::{KubePrograms, Wanted, ensure as ensure_programs};
+pub(crate) use resolve::run as resolve;
+pub(crate) use workload::{HEADLESS, ProbePod, Probes, SERVICE_PORT};
 
 /// How the names of these worlds' namespaces begin.
 pub(crate) const PREFIX: &str = "psp-kube-";

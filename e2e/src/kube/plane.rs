@@ -120,6 +120,8 @@ impl Plane {
             ("client-ca-file", pki("ca.crt")),
             ("kubelet-client-certificate", pki("apiserver-kubelet-client.crt")),
             ("kubelet-client-key", pki("apiserver-kubelet-client.key")),
+            // Nodes have no names in any DNS.
+            ("kubelet-preferred-address-types", "InternalIP".to_owned()),
             ("service-account-issuer", "https://kubernetes.default.svc.cluster.local".to_owned()),
             ("service-account-key-file", pki("sa.pub")),
             ("service-account-signing-key-file", pki("sa.key")),

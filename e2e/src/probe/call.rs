@@ -10,7 +10,7 @@ use crate::command::Cmd;
 use crate::netns::Netns;
 
 /// The longest that all of the jobs together can take, with something to spare.
-fn bound(jobs: &[Job]) -> Duration {
+pub(crate) fn bound(jobs: &[Job]) -> Duration {
     let one = |job: &Job| {
         let work = match job.task {
             Task::Flood { millis } | Task::TcpStream { millis, .. } | Task::UdpStream { millis, .. } => {

@@ -26,7 +26,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use call::{Pending, ask, ask_all, start};
+pub(crate) use call::{Pending, ask, ask_all, bound, start};
 pub(crate) use client::run_client;
 pub(crate) use server::run_server;
 

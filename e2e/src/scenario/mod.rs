@@ -3,6 +3,7 @@
 mod baseline;
 mod joined;
 mod kube_api;
+mod kube_clusters;
 mod machinery;
 mod place;
 mod runner;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::Setting;
 use crate::build::Programs;
-use crate::kube::{KubeApi, KubePrograms};
+use crate::kube::{Clusters, KubeApi, KubePrograms};
 use crate::screen::Screen;
 use crate::world::{Leftovers, World};
 
@@ -92,6 +92,41 @@ impl Place for KubeApi {
         let kubernetes = built.kubernetes.as_ref().context("kube-apiserver was not built")?;
         let podspan = built.podspan.as_ref().filter(|_| setting.podspan);
         Self::create(kubernetes, podspan.cloned(), screen)
+    }
+
+    fn diagnosis(&self) -> String {
+        Self::diagnosis(self)
+    }
+
+    fn stay(self) -> Result<()> {
+        Self::stay(self)
+    }
+
+    fn down(self) -> Result<Leftovers> {
+        Self::down(self)
+    }
+}
+
+/// How clusters differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ClustersSetting {
+    /// Whether podspan joins them.
+    pub(crate) podspan: bool,
+}
+
+impl Place for Clusters {
+    type Setting = ClustersSetting;
+
+    const TIME: Duration = Duration::from_secs(600);
+
+    fn name(setting: ClustersSetting) -> String {
+        if setting.podspan { "kube/joined" } else { "kube/bare" }.to_owned()
+    }
+
+    fn make(setting: ClustersSetting, built: &Built, screen: Screen) -> Result<Self> {
+        let kubernetes = built.kubernetes.as_ref().context("Kubernetes was not built")?;
+        let podspan = built.podspan.as_ref().filter(|_| setting.podspan);
+        Self::create(kubernetes, podspan, screen)
     }
 
     fn diagnosis(&self) -> String {

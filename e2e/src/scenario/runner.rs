@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 
 use super::place::{Built, Place};
-use super::{Scenario, all, kube_api};
+use super::{Scenario, all, kube_api, kube_clusters};
 use crate::screen::Screen;
 use crate::{build, kube, requirements, signals};
 
@@ -15,6 +15,9 @@ use crate::{build, kube, requirements, signals};
 pub(crate) struct TestArgs {
     /// Only what has this in its name; see --list
     filter: Option<String>,
+    /// Also what takes two clusters of real Kubernetes
+    #[arg(long)]
+    kube: bool,
     /// Tell the names and what each shows, and run nothing
     #[arg(long)]
     list: bool,
@@ -80,16 +83,17 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     let cargo: Vec<_> = CARGO_TESTS.into_iter().filter(|(name, ..)| args.wants(name)).collect();
     let worlds = wanted_of(args, all());
     let api = wanted_of(args, kube_api::all());
-    if worlds.is_empty() && api.is_empty() && cargo.is_empty() {
+    let clusters = if args.kube { wanted_of(args, kube_clusters::all()) } else { Vec::new() };
+    if worlds.is_empty() && api.is_empty() && clusters.is_empty() && cargo.is_empty() {
         bail!(
-            "no test has {:?} in its name; see `cargo lab test --list`",
+            "no test has {:?} in its name; see `cargo lab test --list`, or `--list --kube`",
             args.filter.as_deref().unwrap_or("")
         );
     }
     let screen = Screen::new(false);
     if args.list {
         let cargo = cargo.iter().map(|(name, about, _)| ((*name).to_owned(), *about));
-        for (name, about) in cargo.chain(listed(&worlds)).chain(listed(&api)) {
+        for (name, about) in cargo.chain(listed(&worlds)).chain(listed(&api)).chain(listed(&clusters)) {
             screen.raw(&format!("{name:<32} {about}"));
         }
         return Ok(ExitCode::SUCCESS);
@@ -103,10 +107,14 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     let mut built = Built::default();
     if worlds.iter().any(|scenario| scenario.setting.podspan)
         || api.iter().any(|scenario| scenario.setting.podspan)
+        || clusters.iter().any(|scenario| scenario.setting.podspan)
     {
         built.podspan = Some(build::programs(&screen)?);
     }
-    if !api.is_empty() {
+    if !clusters.is_empty() {
+        requirements::ensure_kube(&screen)?;
+        built.kubernetes = Some(kube::ensure_programs(kube::Wanted::All, &screen)?);
+    } else if !api.is_empty() {
         requirements::ensure_kube_api(&screen)?;
         built.kubernetes = Some(kube::ensure_programs(kube::Wanted::Api, &screen)?);
     }
@@ -114,6 +122,9 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     let mut next = run_places(&worlds, &means, &mut tally)?;
     if next == Next::GoOn {
         next = run_places(&api, &means, &mut tally)?;
+    }
+    if next == Next::GoOn {
+        next = run_places(&clusters, &means, &mut tally)?;
     }
     if next == Next::Stop {
         screen.raw("stopped at the first failure");
