@@ -6,6 +6,7 @@ mod cgroups;
 mod clusters;
 mod commands;
 mod files;
+mod go;
 mod image;
 mod images;
 mod node;

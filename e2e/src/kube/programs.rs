@@ -6,17 +6,15 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
+use super::go;
 use crate::build;
 use crate::command::Cmd;
 use crate::screen::Screen;
 
 /// How long one program may take: from a cold cache on a small machine kubelet compiles for many minutes.
 const TIME: Duration = Duration::from_secs(3600);
-
-/// The oldest Go that can fetch the Go a module asks for by itself.
-const OLDEST_GO: (u32, u32) = (1, 21);
 
 /// A program and where it comes from.
 struct Source {
@@ -117,7 +115,7 @@ pub(crate) fn ensure(wanted: Wanted, screen: &Screen) -> Result<KubePrograms> {
         screen.line(&format!("the programs of Kubernetes {version} are there"));
         return Ok(programs);
     }
-    let go = find_go(screen)?;
+    let go = go::find(screen)?;
     let names: Vec<_> = missing.iter().map(|source| source.name).collect();
     screen.line(&format!(
         "building {} of Kubernetes {version} from their Go modules; from a cold cache this takes many minutes",
@@ -164,44 +162,6 @@ fn build_one(go: &Path, source: &Source, version: &str, programs: &KubePrograms)
     built
 }
 
-/// Go from the search path, from where its own archive puts it, or from Debian.
-fn find_go(screen: &Screen) -> Result<PathBuf> {
-    const PLACES: [&str; 2] = ["/usr/local/go/bin/go", "/usr/lib/go/bin/go"];
-    let search = std::env::var_os("PATH").unwrap_or_default();
-    let candidates = || {
-        std::env::split_paths(&search).map(|directory| directory.join("go")).chain(PLACES.map(PathBuf::from))
-    };
-    let mut seen = Vec::new();
-    for candidate in candidates().filter(|candidate| candidate.is_file()) {
-        let text = Cmd::new(&candidate).args(["env", "GOVERSION"]).env("GOTOOLCHAIN", "local").text();
-        let version = text.unwrap_or_default().trim().to_owned();
-        if go_version(&version).is_some_and(|version| version >= OLDEST_GO) {
-            return Ok(candidate);
-        }
-        seen.push(format!("{} is {version:?}", candidate.display()));
-    }
-    if seen.is_empty() {
-        screen.line("there is no Go: installing Debian's");
-        crate::requirements::install_package("golang-go")?;
-        if candidates().any(|candidate| candidate.is_file()) {
-            return find_go(screen);
-        }
-    }
-    bail!(
-        "the Kubernetes programs are built with Go {}.{} or newer, and there is none ({}); \
-         install it from your distribution's backports or from go.dev/dl to /usr/local/go, and try again",
-        OLDEST_GO.0,
-        OLDEST_GO.1,
-        if seen.is_empty() { "nor could Debian's be installed".to_owned() } else { seen.join(", ") }
-    )
-}
-
-/// `go1.26.8` as numbers.
-fn go_version(text: &str) -> Option<(u32, u32)> {
-    let mut numbers = text.strip_prefix("go")?.split(['.', 'r', 'b', ' ']);
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,13 +181,5 @@ mod tests {
         let replaced: Vec<_> = replaced.collect();
         assert!(replaced.len() > 30, "{}", replaced.len());
         assert!(replaced.iter().all(|line| line.ends_with(&staging)), "{replaced:#?}");
-    }
-
-    #[test]
-    fn versions_of_go_are_read() {
-        assert_eq!(go_version("go1.26.8"), Some((1, 26)));
-        assert_eq!(go_version("go1.22rc1"), Some((1, 22)));
-        assert_eq!(go_version(""), None);
-        assert!(go_version("go1.19.8").unwrap() < OLDEST_GO);
     }
 }
