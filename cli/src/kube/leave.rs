@@ -46,7 +46,7 @@ async fn leave(args: &Leave) -> Result<ExitCode> {
         match how {
             Left::Clean => {}
             Left::Failed(why) => unclean.push(format!(
-                "{node}: {why}\n      to take out what is left, on the node: podspan-agent clean"
+                "{node}: {why}\n      `podspan join` and `podspan leave` once more try again"
             )),
             Left::Running(why) => unclean.push(format!(
                 "{node}: {why}\n      once it is back its agent leaves by itself, as long as the rest of podspan is there"

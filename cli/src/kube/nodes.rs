@@ -30,7 +30,7 @@ pub(super) async fn pods(cluster: &Cluster) -> Result<BTreeMap<String, Pod>> {
         .map_err(|error| anyhow!("the agents' pods cannot be listed: {}", describe(&error)))?;
     let mut by_node: BTreeMap<String, Pod> = BTreeMap::new();
     for pod in pods {
-        let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else { continue };
+        let Some(node) = node_of(&pod) else { continue };
         // While one is replaced by another, the one that comes counts.
         if pod.metadata.deletion_timestamp.is_none() || !by_node.contains_key(&node) {
             by_node.insert(node, pod);
@@ -205,8 +205,17 @@ pub(super) async fn gone(cluster: &Cluster, within: Duration) -> Result<BTreeMap
     }
 }
 
+/// The node that a pod runs on, or is meant for: the DaemonSet's controller names it in the affinity.
 fn node_of(pod: &Pod) -> Option<String> {
-    pod.spec.as_ref()?.node_name.clone()
+    let spec = pod.spec.as_ref()?;
+    let meant = || {
+        let affinity = spec.affinity.as_ref()?.node_affinity.as_ref()?;
+        let terms =
+            &affinity.required_during_scheduling_ignored_during_execution.as_ref()?.node_selector_terms;
+        let mut fields = terms.iter().flat_map(|term| term.match_fields.iter().flatten());
+        fields.find(|field| field.key == "metadata.name")?.values.as_ref()?.first().cloned()
+    };
+    spec.node_name.clone().or_else(meant)
 }
 
 fn outcome(pod: &Pod) -> Left {

@@ -32,12 +32,17 @@ async fn upgrade(args: &Upgrade) -> Result<ExitCode> {
         there.data.pointer("/spec/template/spec/containers/0/image").and_then(|image| image.as_str());
     let before = before.unwrap_or("unknown").to_owned();
     println!("Upgrading {} from {before} to {}", cluster.server, args.image);
-    for object in &objects {
+    // The broker last: it is moved in one go, and only once the image is known to run.
+    let is_broker = |object: &&serde_json::Value| object["kind"] == "Deployment";
+    for object in objects.iter().filter(|object| !is_broker(object)) {
         cluster.apply(object, args.force_conflicts).await?;
     }
     // One node at a time, and none after one that is not ready: that is the DaemonSet's own rule (maxUnavailable).
     let missing = nodes::ready(&cluster, Duration::from_secs(args.timeout)).await?;
     if missing.is_empty() {
+        for object in objects.iter().filter(is_broker) {
+            cluster.apply(object, args.force_conflicts).await?;
+        }
         println!("All nodes run {}", args.image);
         return Ok(ExitCode::SUCCESS);
     }
