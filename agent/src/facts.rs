@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
 
+use podspan_kubernetes::crd::CniMode;
 use podspan_wire::settings::{Reader, SettingsError};
 use podspan_wire::status::Discovery;
 use podspan_wire::{CidrSet, Grant, NodeName};
@@ -32,6 +33,9 @@ pub struct LocalFacts {
     /// The tunnel's MTU, bytes; that of the agent's settings unless set.
     #[serde(default)]
     pub mtu: Option<u32>,
+    /// How podspan joins the node's CNI configuration; as the agent's settings say unless set.
+    #[serde(default)]
+    pub cni: Option<CniMode>,
     /// What the source found by itself, and where; for a person.
     #[serde(default)]
     pub discovery: Discovery,
@@ -62,6 +66,7 @@ impl LocalFacts {
             underlay: Vec::new(),
             addresses: Vec::new(),
             mtu: None,
+            cni: None,
             discovery: Discovery::default(),
         }
     }

@@ -1,11 +1,12 @@
 //! What the agent does for its own place on the node, beside forwarding: the CNI plugin goes in, and when
 //! podspan is taken out of the cluster everything goes with it.
 
+use podspan_kubernetes::crd::CniMode;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use crate::cni_install::{self, CniSettings, Order};
+use crate::cni_install::{self, CniSettings, Mode, Order};
 use crate::config::{Config, Source};
 use crate::kube::client;
 use crate::kube_leave::Leave;
@@ -34,6 +35,26 @@ impl Install {
             }
         };
         Self { config: config.clone(), orders, installer: None, leave }
+    }
+
+    /// Does as the source of facts says about the CNI configuration. Within a Tokio runtime.
+    pub fn follow(&self, mut wanted: watch::Receiver<Option<CniMode>>) {
+        let orders = self.orders.clone();
+        tokio::spawn(async move {
+            loop {
+                let mode = wanted.borrow_and_update().map(|mode| match mode {
+                    CniMode::Auto => Mode::Auto,
+                    CniMode::Append => Mode::Append,
+                    CniMode::Owned => Mode::Owned,
+                    CniMode::DropIn => Mode::DropIn,
+                    CniMode::Off => Mode::Off,
+                });
+                orders.send_if_modified(|order| std::mem::replace(&mut order.mode, mode) != mode);
+                if wanted.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
     }
 
     /// The agent forwards from here on: the CNI plugin goes in, if the settings ask for it. The receiver has

@@ -56,7 +56,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
         return Ok(());
     };
-    let Start { bundle_text, bundle, grant, facts, changes, source, state, door } = start;
+    let Start { bundle_text, bundle, grant, facts, changes, cni, source, state, door } = start;
+    if let Some(cni) = cni {
+        install.follow(cni);
+    }
     let now: UnixTime = SystemTime::now().into();
     let secrets = state.lanes(config.tunnel.lanes, now)?;
     let kept = Kept::load(&state)?;

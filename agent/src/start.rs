@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use podspan_kubernetes::crd::CniMode;
 use podspan_wire::local::{Answer, PodRoutes, Request};
 use podspan_wire::{Bundle, VerifiedGrant};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
@@ -44,6 +45,8 @@ pub struct Start {
     pub facts: LocalFacts,
     /// Later facts.
     pub changes: mpsc::Receiver<Found>,
+    /// How podspan joins the node's CNI configuration, where the source says so.
+    pub cni: Option<watch::Receiver<Option<CniMode>>>,
     /// What runs for the facts, if it must be ended.
     pub source: Option<Running>,
     /// The state directory.
@@ -108,7 +111,7 @@ fn from_files(config: &Config, path: &Path) -> anyhow::Result<Start> {
     let facts = source::read_file(path, &grant).map_err(|why| anyhow!("{why}"))?;
     let state = Arc::new(StateDir::open(&config.state_dir)?);
     let changes = source::watch_file(path.to_owned(), (*grant).clone(), Ok(facts.clone()));
-    Ok(Start { bundle_text, bundle, grant, facts, changes, source: None, state, door: None })
+    Ok(Start { bundle_text, bundle, grant, facts, changes, cni: None, source: None, state, door: None })
 }
 
 async fn in_kubernetes(
@@ -134,13 +137,14 @@ async fn in_kubernetes(
         running.end().await;
         return end(door).await;
     };
-    let changes = source.facts;
+    let (changes, cni) = (source.facts, Some(source.cni));
     Ok(Some(Start {
         bundle_text,
         bundle,
         grant,
         facts,
         changes,
+        cni,
         source: Some(running),
         state,
         door: Some(door),

@@ -17,6 +17,7 @@ pub fn local(node: NodeName, found: &Facts, before: Option<&LocalFacts>) -> Loca
         service_cidrs: found.service_cidrs.iter().map(|cidr| cidr.value).collect(),
         addresses: found.addresses.clone(),
         mtu: found.settings.mtu,
+        cni: found.settings.cni,
         discovery: discovery(found),
         ..LocalFacts::new(node)
     };

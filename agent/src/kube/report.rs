@@ -299,3 +299,7 @@ pub fn word(reason: Reason) -> &'static str {
         Reason::Unreadable => "Unreadable",
     }
 }
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
-use podspan_kubernetes::discovery::{Facts, Objects, Settings, discover};
+use podspan_kubernetes::crd::CniMode;
+use podspan_kubernetes::discovery::{Facts, Objects, discover};
 use podspan_wire::{Grant, NodeName};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -42,8 +43,8 @@ pub struct View {
 pub struct KubernetesFacts {
     /// Facts, or why there are none; the first good ones may be those of the last life.
     pub facts: mpsc::Receiver<Found>,
-    /// What the ClusterSet says; `None` until it was looked at.
-    pub settings: watch::Receiver<Option<Settings>>,
+    /// How podspan joins the node's CNI configuration, where the ClusterSet says so.
+    pub cni: watch::Receiver<Option<CniMode>>,
     /// What the API server says; `None` until it was heard.
     pub view: watch::Receiver<Option<View>>,
 }
@@ -57,7 +58,7 @@ pub fn start(
     stopped: watch::Receiver<bool>,
 ) -> (KubernetesFacts, JoinHandle<()>) {
     let (facts_sender, facts) = mpsc::channel(1);
-    let (settings_sender, settings) = watch::channel(None);
+    let (cni_sender, cni) = watch::channel(None);
     let (view_sender, view) = watch::channel(None);
     let shared = Arc::new(Shared::default());
     let source = Source {
@@ -68,12 +69,12 @@ pub fn start(
         grant,
         state,
         facts: facts_sender,
-        settings: settings_sender,
+        cni: cni_sender,
         view: view_sender,
         sent: None,
     };
     let task = tokio::spawn(source.run(stopped));
-    (KubernetesFacts { facts, settings, view }, task)
+    (KubernetesFacts { facts, cni, view }, task)
 }
 
 struct Source {
@@ -84,7 +85,7 @@ struct Source {
     grant: Grant,
     state: Arc<StateDir>,
     facts: mpsc::Sender<Found>,
-    settings: watch::Sender<Option<Settings>>,
+    cni: watch::Sender<Option<CniMode>>,
     view: watch::Sender<Option<View>>,
     sent: Option<Found>,
 }
@@ -94,6 +95,7 @@ impl Source {
         let mut good = self.kept();
         if let Some(facts) = &good {
             info!("starting with the facts that the API server told last");
+            self.cni.send_replace(facts.cni);
             self.send(Ok(facts.clone())).await;
         }
         loop {
@@ -144,11 +146,7 @@ impl Source {
             objects = again;
             found = discover(&objects, &self.grant);
         }
-        self.settings.send_if_modified(|known| {
-            let changed = known.as_ref() != Some(&found.settings);
-            *known = Some(found.settings.clone());
-            changed
-        });
+        self.cni.send_if_modified(|known| std::mem::replace(known, found.settings.cni) != found.settings.cni);
         let facts = local(self.node.clone(), &found, before);
         self.view.send_replace(Some(View { objects: Arc::new(objects), found: Arc::new(found) }));
         Ok(facts)

@@ -1,6 +1,11 @@
 //! Against a real API server without a cluster.
 
+mod facts;
+mod joined;
+mod rights;
+mod schema;
 mod server;
+mod status;
 
 use std::time::Duration;
 
@@ -10,22 +15,59 @@ use super::Scenario;
 use super::place::ApiSetting;
 use crate::kube::KubeApi;
 
+type Run = fn(&mut KubeApi) -> Result<()>;
+
 /// All of them: first those without podspan, then those that run its programs, each kind with one API server.
 pub(super) fn all() -> Vec<Scenario<KubeApi>> {
     let bare = ApiSetting { podspan: false };
-    vec![scenario(
-        bare,
-        "server",
-        "objects survive an API server that is ended like by a crash, and permissions hold",
-        server::server,
-    )]
+    let podspan = ApiSetting { podspan: true };
+    let all: [(ApiSetting, &'static str, &'static str, Run); 9] = [
+        (
+            bare,
+            "server",
+            "objects survive an API server that is ended like by a crash, and permissions hold",
+            server::server,
+        ),
+        (bare, "schema", "podspan's types refuse what is wrong with words that help", schema::schema),
+        (
+            bare,
+            "rights",
+            "the agents' service account may do what it needs and nothing more",
+            rights::rights_of_the_agent,
+        ),
+        (
+            podspan,
+            "waiting",
+            "an agent without bundle or Node waits, alive and not ready, and says for what",
+            facts::waiting,
+        ),
+        (
+            podspan,
+            "sources",
+            "labels, annotations, addresses, ServiceCIDRs, Services and the ClusterSet are followed",
+            facts::sources,
+        ),
+        (
+            podspan,
+            "malformed",
+            "objects that make no sense are named by condition and Event, and what worked goes on",
+            facts::malformed,
+        ),
+        (
+            podspan,
+            "peers",
+            "a peer joins, is lost, comes back and leaves: its object and its Events tell",
+            status::peers,
+        ),
+        (podspan, "lease", "one agent writes the status; another follows when it is gone", status::lease),
+        (podspan, "away", "with the API server away everything goes on, and agents can start", status::away),
+    ];
+    all.into_iter().map(|(setting, name, about, run)| scenario(setting, name, about, run)).collect()
 }
 
-fn scenario(
-    setting: ApiSetting,
-    name: &'static str,
-    about: &'static str,
-    run: fn(&mut KubeApi) -> Result<()>,
-) -> Scenario<KubeApi> {
-    Scenario { setting, name, about, timeout: Duration::from_secs(120), run }
+/// A peer that is killed is lost by silence only, which takes minutes.
+const TIME: Duration = Duration::from_secs(600);
+
+fn scenario(setting: ApiSetting, name: &'static str, about: &'static str, run: Run) -> Scenario<KubeApi> {
+    Scenario { setting, name, about, timeout: TIME, run }
 }
