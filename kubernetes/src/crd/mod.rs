@@ -5,7 +5,9 @@ mod cluster_set;
 mod peer_cluster;
 mod schema;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+};
 use kube::CustomResourceExt as _;
 
 pub use cluster_set::{
@@ -18,5 +20,25 @@ pub use schema::CidrText;
 /// The definitions, each with the name of its file.
 #[must_use]
 pub fn definitions() -> Vec<(&'static str, CustomResourceDefinition)> {
-    vec![("clustersets.yaml", ClusterSet::crd()), ("peerclusters.yaml", PeerCluster::crd())]
+    let all = [("clustersets.yaml", ClusterSet::crd()), ("peerclusters.yaml", PeerCluster::crd())];
+    all.into_iter().map(|(file, definition)| (file, plain(definition))).collect()
+}
+
+/// Takes out the formats that are Rust's and not OpenAPI's: the API server would warn of each.
+fn plain(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
+    for version in &mut definition.spec.versions {
+        let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
+        if let Some(schema) = schema {
+            strip(schema);
+        }
+    }
+    definition
+}
+
+fn strip(schema: &mut JSONSchemaProps) {
+    schema.format.take_if(|format| format.starts_with("uint"));
+    schema.properties.iter_mut().flat_map(|properties| properties.values_mut()).for_each(strip);
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        strip(items);
+    }
 }
