@@ -3,10 +3,12 @@
 //! with the ordinary compiler.
 
 mod control;
+mod offload;
 mod packets;
 mod plugin;
 
 pub use control::{api, bundle, cidr, grant, local, names, record};
+pub use offload::{coalesce, segments};
 pub use packets::packets;
 pub use plugin::cni;
 
@@ -14,7 +16,7 @@ pub use plugin::cni;
 pub type Target = fn(&[u8]);
 
 /// All targets, by the name of their corpus.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("grant", grant),
     ("record", record),
     ("bundle", bundle),
@@ -24,4 +26,6 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("names", names),
     ("cni", cni),
     ("packets", packets),
+    ("segments", segments),
+    ("coalesce", coalesce),
 ];
