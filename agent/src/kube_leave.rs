@@ -9,19 +9,16 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt as _};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Namespace, Node};
-use kube::core::{ApiResource, DynamicObject};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watch_object};
 use kube::{Api, Client, Resource, ResourceExt as _};
-use podspan_kubernetes::crd::{ClusterSet, CniMode};
-use podspan_kubernetes::discovery::settings;
-use podspan_kubernetes::names::{AGENT, CLUSTER_SET};
+use podspan_kubernetes::names::AGENT;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use crate::cni_install::{Mode, Order};
+use crate::cni_install::Order;
 
 /// How long the API server may take to answer one question when the agent is told to stop.
 const ANSWER_TIME: Duration = Duration::from_secs(3);
@@ -86,7 +83,7 @@ pub struct Leave {
 }
 
 impl Leave {
-    /// Begins to watch. `orders` has, from then on, what the CNI installer is to do. Within a Tokio runtime.
+    /// Begins to watch. `orders` has, from then on, whether the CNI plugin must go. Within a Tokio runtime.
     #[must_use]
     pub fn start(client: Client, namespace: String, node: String, orders: watch::Sender<Order>) -> Self {
         let (sender, known) = watch::channel(Known::default());
@@ -155,19 +152,12 @@ async fn look(
     let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), &namespace);
     let mut daemons = std::pin::pin!(objects(daemons, AGENT));
     let mut namespaces = std::pin::pin!(objects(Api::<Namespace>::all(client.clone()), &namespace));
-    // Plain JSON: the schema that checked it is only as good as who may edit it.
-    let sets = Api::<DynamicObject>::all_with(client.clone(), &ApiResource::erase::<ClusterSet>(&()));
-    let mut sets = std::pin::pin!(objects(sets, CLUSTER_SET));
     let mut runtime = std::pin::pin!(runtime(client, node));
     let mut runtime_known = false;
     loop {
         tokio::select! {
             Some(found) = daemons.next() => known.send_modify(|known| known.daemon_set(found.as_ref())),
             Some(found) = namespaces.next() => known.send_modify(|known| known.namespace(found.as_ref())),
-            Some(found) = sets.next() => {
-                let mode = found.as_ref().and_then(cni_mode);
-                orders.send_if_modified(|order| std::mem::replace(&mut order.mode, mode) != mode);
-            }
             name = &mut runtime, if !runtime_known => {
                 runtime_known = true;
                 let keep = name.starts_with("cri-o://");
@@ -191,18 +181,6 @@ where
         .backoff(watcher::DefaultBackoff::default())
         // Where it cannot be watched, nothing is known of it; another look follows by itself.
         .filter_map(|found| std::future::ready(found.ok()))
-}
-
-/// The mode that the ClusterSet asks for, if it does.
-fn cni_mode(set: &DynamicObject) -> Option<Mode> {
-    let value = serde_json::to_value(set).ok()?;
-    settings(Some(&value)).0.cni.map(|mode| match mode {
-        CniMode::Auto => Mode::Auto,
-        CniMode::Append => Mode::Append,
-        CniMode::Owned => Mode::Owned,
-        CniMode::DropIn => Mode::DropIn,
-        CniMode::Off => Mode::Off,
-    })
 }
 
 /// The node's container runtime, such as `containerd://2.1.4`.
