@@ -110,7 +110,7 @@ impl Findings {
     /// All is well, if at least `least` things were looked at: a check of nothing shows nothing.
     pub(crate) fn conclude(self, least: usize) -> Result<()> {
         const SHOWN: usize = 20;
-        const LINE: usize = 1000;
+        const LINE: usize = 8000;
         if self.checked < least {
             anyhow::bail!("only {} things were checked, at least {least} should have been", self.checked);
         }
