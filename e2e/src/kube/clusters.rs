@@ -1,5 +1,6 @@
 //! Two clusters of real Kubernetes: control planes, nodes, the network between and within them, DNS.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use podspan_wire::Cidr;
 use serde_json::Value;
 
+use super::join::Before;
 use super::pki::Authority;
 use super::plan::{ClusterPlan, NodePlan, Plan, PodCidrs};
 use super::plane::Plane;
@@ -37,6 +39,10 @@ pub(crate) struct Clusters {
     /// In the order of the planes; none for clusters that were found standing.
     authorities: Vec<Authority>,
     kubernetes: KubePrograms,
+    /// podspan's programs, if they were built.
+    podspan: Option<Programs>,
+    /// What each cluster was before podspan came.
+    pub(crate) before: BTreeMap<String, Before>,
     pub(crate) site: Site,
 }
 
@@ -51,8 +57,10 @@ impl Clusters {
         let site = Site::create(screen, true, &plan.namespaces())?;
         let planes = plan.clusters.iter().map(|cluster| plane(cluster, kubernetes)).collect();
         let kubernetes = kubernetes.clone();
-        let mut clusters = Self { plan, planes, authorities: Vec::new(), kubernetes, site };
-        match clusters.build(podspan) {
+        let (authorities, before) = (Vec::new(), BTreeMap::new());
+        let podspan = podspan.cloned();
+        let mut clusters = Self { plan, planes, authorities, kubernetes, podspan, before, site };
+        match clusters.build() {
             Ok(()) => Ok(clusters),
             Err(error) => Err(error.context(clusters.diagnosis())),
         }
@@ -63,14 +71,23 @@ impl Clusters {
         let plan = Plan::standard()?;
         let planes = plan.clusters.iter().map(|cluster| plane(cluster, kubernetes)).collect();
         let site = Site::standing(record, screen);
-        Ok(Self { plan, planes, authorities: Vec::new(), kubernetes: kubernetes.clone(), site })
+        Ok(Self {
+            plan,
+            planes,
+            authorities: Vec::new(),
+            kubernetes: kubernetes.clone(),
+            podspan: None,
+            before: BTreeMap::new(),
+            site,
+        })
     }
 
-    fn build(&mut self, podspan: Option<&Programs>) -> Result<()> {
+    fn build(&mut self) -> Result<()> {
         self.mount_disks()?;
         self.wire()?;
         self.start_planes()?;
-        let archives = images::write_all(&self.kubernetes, podspan, &state::path("kube/images"))?;
+        let archives =
+            images::write_all(&self.kubernetes, self.podspan.as_ref(), &state::path("kube/images"))?;
         self.screen().line(&format!("{} images are written", archives.len()));
         let nodes = self.nodes();
         for (index, node) in &nodes {
@@ -89,6 +106,24 @@ impl Clusters {
         for index in 0..self.planes.len() {
             self.wait_until_ready(index)?;
         }
+        Ok(())
+    }
+
+    /// podspan's programs.
+    pub(crate) fn programs(&self) -> Result<&Programs> {
+        self.podspan.as_ref().context("podspan was not built for this run")
+    }
+
+    /// Deploys probes, looks at everything, and joins the clusters.
+    pub(crate) fn start_podspan(&mut self) -> Result<()> {
+        self.deploy_probes()?;
+        for cluster in self.plan.clusters.clone() {
+            let seen = self.look(cluster.name)?;
+            self.before.insert(cluster.name.to_owned(), seen);
+        }
+        let time = self.join(self.programs()?)?;
+        self.screen()
+            .line(&format!("the clusters are joined, {:.1} s from the first command on", time.as_secs_f64()));
         Ok(())
     }
 
@@ -313,6 +348,20 @@ impl Clusters {
 
     pub(crate) fn diagnosis(&self) -> String {
         let mut text = self.site.diagnosis();
+        for cluster in &self.plan.clusters {
+            let pods = self.kubectl(cluster.name, &["get", "pods", "-A", "-o", "wide"]);
+            text.push_str(&pods.unwrap_or_else(|error| format!("  {}: {error:#}\n", cluster.name)));
+            let args = [
+                "-n",
+                super::join::PODSPAN,
+                "logs",
+                "-l",
+                "app.kubernetes.io/name=podspan",
+                "--tail=8",
+                "--prefix",
+            ];
+            text.push_str(&self.kubectl(cluster.name, &args).unwrap_or_default());
+        }
         for (_, node) in self.nodes() {
             for program in ["containerd", "kubelet", "kube-proxy"] {
                 let name = format!("{program} {}", node.name);

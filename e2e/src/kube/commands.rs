@@ -45,6 +45,9 @@ pub(crate) struct Up {
     /// Without podspan's image, which is then not built
     #[arg(long)]
     bare: bool,
+    /// Also join them, with probes in both
+    #[arg(long, conflicts_with = "bare")]
+    join: bool,
 }
 
 #[derive(Debug, Args)]
@@ -86,7 +89,10 @@ fn up(args: &Up) -> Result<ExitCode> {
     let kubernetes = programs::ensure(Wanted::All, &screen)?;
     let podspan = if args.bare { None } else { Some(build::programs(&screen)?) };
     let begin = Instant::now();
-    let clusters = Clusters::create(&kubernetes, podspan.as_ref(), screen)?;
+    let mut clusters = Clusters::create(&kubernetes, podspan.as_ref(), screen)?;
+    if args.join {
+        clusters.start_podspan()?;
+    }
     clusters.stay()?;
     screen.line(&format!("two clusters are up after {:.1} s", begin.elapsed().as_secs_f64()));
     screen.raw(
@@ -124,6 +130,7 @@ fn exec(place: &Place) -> Result<ExitCode> {
         crate::command::Cmd::new(program)
             .args(rest)
             .env("PATH", std::env::join_paths(paths)?)
+            .env("KUBECONFIG", clusters.kubeconfigs())
             .within(&clusters.outside())
     } else {
         clusters.on(&clusters.node(&place.place)?, &arguments)?

@@ -8,6 +8,7 @@ use super::image::Image;
 use super::programs::KubePrograms;
 use super::settings::{COREDNS_IMAGE, PAUSE_IMAGE, PROBE_IMAGE};
 use crate::build::Programs;
+use crate::command::Cmd;
 
 /// podspan's image as the manifests name it, in the full form to which container runtimes complete a name without
 /// a registry.
@@ -31,7 +32,9 @@ pub(crate) fn write_all(
         (PROBE_IMAGE, "probe", "/lab", lab),
     ];
     let mut archives = Vec::new();
+    let stripped = tempfile::tempdir().context("cannot make a directory for stripped programs")?;
     for (name, file, at, program) in own {
+        let program = strip(&program, stripped.path())?;
         let archive = directory.join(format!("{file}.tar"));
         Image::new(&[at]).program(at, &program)?.write(name, &archive)?;
         archives.push(archive);
@@ -46,11 +49,21 @@ pub(crate) fn write_all(
 
 /// Writes podspan's image: all its programs, and nft, through which the agent sets packet rules.
 pub(crate) fn write_podspan(programs: &Programs, archive: &Path) -> Result<()> {
+    let stripped = tempfile::tempdir().context("cannot make a directory for stripped programs")?;
+    let strip = |program: &Path| strip(program, stripped.path());
     Image::new(&["/podspan-agent"])
-        .program("/podspan-agent", &programs.agent)?
-        .program("/podspan-broker", &programs.broker)?
-        .program("/podspan-cni", &programs.plugin)?
-        .program("/podspan", &programs.cli)?
+        .program("/podspan-agent", &strip(&programs.agent)?)?
+        .program("/podspan-broker", &strip(&programs.broker)?)?
+        .program("/podspan-cni", &strip(&programs.plugin)?)?
+        .program("/podspan", &strip(&programs.cli)?)?
         .program(NFT, Path::new(NFT))?
         .write(PODSPAN_IMAGE, archive)
+}
+
+/// A copy without symbols and line tables, which are more than half of a program.
+fn strip(program: &Path, directory: &Path) -> Result<PathBuf> {
+    let copy = directory.join(program.file_name().context("a program without a name")?);
+    // From binutils, without which nothing could have been linked here.
+    Cmd::new("strip").arg("-o").arg(&copy).arg(program).run_ok()?;
+    Ok(copy)
 }

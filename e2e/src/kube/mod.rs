@@ -9,6 +9,7 @@ mod files;
 mod go;
 mod image;
 mod images;
+mod join;
 mod node;
 mod node_process;
 mod pki;
@@ -26,11 +27,11 @@ use crate::netns::Netns;
 use crate::state::KubeRecord;
 
 pub(crate) use api::KubeApi;
-#[expect(unused_imports, reason = "the type of KubeApi::host, to be named by scenarios")]
 pub(crate) use api::KubeHost;
 pub(crate) use cgroups::roots as cgroup_roots;
 pub(crate) use clusters::Clusters;
 pub(crate) use commands::{KubeCommand, run};
+pub(crate) use join::{PODSPAN, restarts};
 pub(crate) use node_process::{run as run_node, run_init as run_node_init};
 pub(crate) use programs::{KubePrograms, Wanted, ensure as ensure_programs};
 pub(crate) use resolve::run as resolve;

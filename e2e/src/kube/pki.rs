@@ -99,6 +99,8 @@ impl Authority {
         groups: &[&str],
     ) -> Result<PathBuf> {
         let pair = self.client(user, groups)?;
+        // Kubeconfigs of several clusters may be used together.
+        let user = format!("{user}@{cluster}");
         // JSON is YAML.
         let config = json!({
             "apiVersion": "v1",

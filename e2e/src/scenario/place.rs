@@ -126,7 +126,13 @@ impl Place for Clusters {
     fn make(setting: ClustersSetting, built: &Built, screen: Screen) -> Result<Self> {
         let kubernetes = built.kubernetes.as_ref().context("Kubernetes was not built")?;
         let podspan = built.podspan.as_ref().filter(|_| setting.podspan);
-        Self::create(kubernetes, podspan, screen)
+        let mut clusters = Self::create(kubernetes, podspan, screen)?;
+        if setting.podspan
+            && let Err(error) = clusters.start_podspan()
+        {
+            return Err(error.context(clusters.diagnosis()));
+        }
+        Ok(clusters)
     }
 
     fn diagnosis(&self) -> String {
