@@ -107,7 +107,7 @@ impl Core {
     /// Passes the opened packet in the sink's room on, if the peer may send it. Returns its length. `outer` is
     /// what its datagram came with.
     fn deliver(
-        &self,
+        &mut self,
         slot: u32,
         length: usize,
         outer: Ecn,
@@ -118,7 +118,7 @@ impl Core {
         };
         let packet = &mut sink.packet(length)[..length];
         let header = Header::parse(packet).ok_or(DropCause::Malformed)?;
-        let route = self.table.route(header.source).ok_or(DropCause::SourceMismatch)?;
+        let route = self.table.route_by(&mut self.recent, header.source).ok_or(DropCause::SourceMismatch)?;
         if !route.may_send(tunnel.profile.peer) {
             return Err(DropCause::SourceMismatch);
         }

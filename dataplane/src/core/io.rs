@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 use crate::counters::DropCause;
-use crate::offload::Ecn;
+use crate::offload::{Ecn, VNET_HEADER};
 
 /// The longest payload of a UDP datagram, bytes (RFC 768 with the smallest IPv4 header).
 pub const MAX_DATAGRAM: usize = 65_507;
@@ -14,6 +14,9 @@ pub const OVERHEAD: usize = 32;
 
 /// How many packets a batch holds at most.
 pub const BATCH: usize = 64;
+
+/// Room for one packet, bytes: the largest, and what the kernel writes before it.
+const LARGEST: usize = 65_536 + VNET_HEADER;
 
 /// Memory of a batch, bytes: [`BATCH`] packets of the usual size, and always room for one of the largest.
 const BATCH_BYTES: usize = 4 * 65_536;
@@ -76,12 +79,21 @@ impl<T> Batch<T> {
     /// Room for one more packet, of whatever size, if the batch takes one more.
     pub fn room(&mut self) -> Option<&mut [u8]> {
         let room = self.bytes.get_mut(self.used..)?;
-        (self.entries.len() < BATCH && room.len() >= 65_536).then_some(room)
+        (self.entries.len() < BATCH && room.len() >= LARGEST).then_some(room)
     }
 
     /// Takes in the packet that was written to the first `length` bytes of [`Self::room`].
     pub fn push(&mut self, tag: T, length: usize) {
         self.push_segments(tag, length, length);
+    }
+
+    /// The same for a packet that is the bytes from `start` to `end` of the room.
+    pub(crate) fn push_part(&mut self, tag: T, start: usize, end: usize) {
+        let base = self.used;
+        let end = (base + end).min(self.bytes.len());
+        let range = (base + start).min(end)..end;
+        self.entries.push(Entry { tag, segment: range.len().max(1), range });
+        self.used = end;
     }
 
     /// Takes in packets of `segment` bytes each, but for the last one, which lie one after the other in
@@ -182,11 +194,16 @@ mod tests {
             batch.room().unwrap()[..length].fill(tag);
             batch.push_segments(tag, length, segment);
         }
+        batch.room().unwrap()[..12].copy_from_slice(&[0, 0, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5]);
+        batch.push_part(5, 2, 12);
         let packets: Vec<_> = batch.iter().map(|(&tag, packet)| (tag, packet.len())).collect();
-        assert_eq!(packets, [(1, 100), (1, 100), (1, 50), (2, 0), (3, 100), (4, 7)]);
+        assert_eq!(packets, [(1, 100), (1, 100), (1, 50), (2, 0), (3, 100), (4, 7), (5, 10)]);
         assert_eq!(batch.len(), 6);
         assert!(batch.iter().all(|(tag, packet)| packet.iter().all(|byte| byte == tag)));
         let whole: Vec<_> = batch.iter_mut().map(|(&tag, bytes)| (tag, bytes.to_vec())).collect();
-        assert_eq!(whole, [(1, vec![1; 250]), (2, vec![]), (3, vec![3; 100]), (4, vec![4; 7])]);
+        assert_eq!(
+            whole,
+            [(1, vec![1; 250]), (2, vec![]), (3, vec![3; 100]), (4, vec![4; 7]), (5, vec![5; 10])]
+        );
     }
 }

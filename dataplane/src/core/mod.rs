@@ -64,9 +64,10 @@ pub use time::Time;
 use crate::counters::{DropCause, WorkerCounters};
 use crate::secret::LaneSecret;
 use crate::status::WorkerStatus;
-use crate::table::Table;
+use crate::table::{Recent, Table};
 use inbound::Handshake;
 use noise::Door;
+use peers::Parted;
 use queue::Budget;
 use timers::{Jitter, Timers};
 use tunnel::Tunnel;
@@ -121,6 +122,8 @@ pub struct Core {
     lane: usize,
     shared: Shared,
     table: Arc<Table>,
+    /// What was looked up in it lately.
+    recent: Recent,
     tunnels: Vec<Option<Tunnel>>,
     /// Slots that were given up, the longest unused first: their indices rest before they come back.
     free: VecDeque<u32>,
@@ -130,6 +133,7 @@ pub struct Core {
     by_key: HashMap<LaneKey, u32>,
     /// Who may be behind an address: current, learned and published endpoints.
     by_endpoint: HashMap<SocketAddr, u32>,
+    parted: Parted,
     timers: Timers,
     jitter: Jitter,
     handshakes: VecDeque<Handshake>,
@@ -165,12 +169,14 @@ impl Core {
                 initiations: 0,
             },
             table: Arc::default(),
+            recent: Recent::default(),
             tunnels: Vec::new(),
             free: VecDeque::new(),
             mask: jitter.next() as u32 & 0x00ff_ffff,
             by_peer: Vec::new(),
             by_key: HashMap::new(),
             by_endpoint: HashMap::new(),
+            parted: Parted::default(),
             timers: Timers::default(),
             jitter,
             handshakes: VecDeque::new(),

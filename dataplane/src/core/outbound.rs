@@ -56,7 +56,7 @@ impl Core {
         if !is_forwardable(header.destination) {
             return Err(DropCause::NotUnicast);
         }
-        let route = self.table.route(header.destination).ok_or(DropCause::NoRoute)?;
+        let route = self.table.route_by(&mut self.recent, header.destination).ok_or(DropCause::NoRoute)?;
         let choice = self.choose(now, route, header).ok_or(DropCause::NoGateway)?;
         if let Some(slot) = choice.also_start
             && let Some(Some(tunnel)) = self.tunnels.get_mut(slot as usize)

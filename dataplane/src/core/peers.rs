@@ -1,21 +1,53 @@
 //! From a table to tunnels.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use podspan_wire::LaneKey;
 use tracing::info;
 
 use super::tunnel::{Profile, Tunnel};
 use super::{Core, PeerSlots, Time, lanes};
-use crate::table::{Peer, Table};
+use crate::table::{Peer, Recent, Table};
 
 /// Tunnels that start at once are started so far apart, microseconds: about what a handshake costs.
 const SPREAD: Duration = Duration::from_micros(200);
 
 /// Indices are 24 bits wide; so many tunnels a worker can have.
 const MAX_TUNNELS: usize = 1 << 24;
+
+/// Where the peers of removed tunnels were last, so many at most.
+const PARTED: usize = 1024;
+
+/// Where the peers of removed tunnels were last. A key may be announced again: when a gateway is none for a
+/// while, or when of two nodes of one name the second leaves. A peer that dials us keeps its session all the
+/// while, has no reason to doubt it, and loses what it sends until its timers ask; so we dial it.
+#[derive(Debug, Default)]
+pub(super) struct Parted {
+    endpoints: HashMap<LaneKey, SocketAddr>,
+    order: VecDeque<LaneKey>,
+}
+
+impl Parted {
+    fn remember(&mut self, key: LaneKey, endpoint: SocketAddr) {
+        if self.endpoints.insert(key, endpoint).is_none() {
+            self.order.push_back(key);
+        }
+        if self.order.len() > PARTED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.endpoints.remove(&oldest);
+        }
+    }
+
+    fn take(&mut self, key: &LaneKey) -> Option<SocketAddr> {
+        let endpoint = self.endpoints.remove(key)?;
+        self.order.retain(|other| other != key);
+        Some(endpoint)
+    }
+}
 
 impl Core {
     /// Puts a table in force. Tunnels whose key stays keep their session, whatever else changes.
@@ -26,9 +58,16 @@ impl Core {
         let mut start = now;
         for (index, peer) in table.peers.iter().enumerate() {
             let through = lanes::through(self.lane, peer.spec.lanes.len());
-            for (remote, profile, learned) in profiles(self.lane, index, peer) {
+            for (remote, mut profile, mut learned) in profiles(self.lane, index, peer) {
                 let key = peer.spec.lanes[remote].key;
                 let known = self.by_key.get(&key).copied();
+                if known.is_none()
+                    && let Some(last) = self.parted.take(&key)
+                {
+                    profile.candidates.retain(|&candidate| candidate != last);
+                    profile.candidates.insert(0, last);
+                    learned = true;
+                }
                 let Some(slot) = known.or_else(|| self.free_slot()) else { continue };
                 kept.insert(slot);
                 let slots = &mut self.by_peer[index].slots;
@@ -62,6 +101,7 @@ impl Core {
         self.drop_all_but(&kept);
         self.index_endpoints();
         self.table = table;
+        self.recent = Recent::default();
     }
 
     fn free_slot(&mut self) -> Option<u32> {
@@ -87,6 +127,9 @@ impl Core {
             tunnel.give_up(&mut self.shared);
             info!(peer = %tunnel.profile.id, remote = tunnel.profile.remote, "tunnel removed: its key is no longer announced");
             self.by_key.remove(&tunnel.key);
+            if let Some(endpoint) = tunnel.endpoint {
+                self.parted.remember(tunnel.key, endpoint);
+            }
             self.free.push_back(slot);
         }
     }
@@ -163,5 +206,28 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
             Some(v4) => SocketAddr::new(v4.into(), v6.port()),
             None => std::net::SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id()).into(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_parted_peers_are_remembered_and_the_oldest_forgotten() {
+        let mut parted = Parted::default();
+        let key = |n: u32| {
+            let mut bytes = [0; 32];
+            bytes[..4].copy_from_slice(&n.to_le_bytes());
+            LaneKey::from_bytes(bytes)
+        };
+        let at = |n: u32| SocketAddr::new(std::net::Ipv4Addr::from(n).into(), 1);
+        for n in 0..PARTED as u32 + 2 {
+            parted.remember(key(n), at(n));
+            parted.remember(key(n), at(n));
+        }
+        assert_eq!((parted.take(&key(0)), parted.take(&key(1))), (None, None));
+        assert_eq!((parted.take(&key(2)), parted.take(&key(2))), (Some(at(2)), None));
+        assert_eq!((parted.endpoints.len(), parted.order.len()), (PARTED - 1, PARTED - 1));
     }
 }

@@ -270,6 +270,30 @@ fn a_removed_peer_is_gone_at_once_and_may_come_back() {
 }
 
 #[test]
+fn a_removed_peer_that_comes_back_is_dialled_where_it_was() {
+    // The peer dials and publishes no address. It is not told that its session is gone here, and has no
+    // reason to doubt it: what it sends would be lost until its timers ask.
+    let mut sim = Sim::pair(14, (2, 2));
+    sim.nodes[0].nat = Some(crate::net::Nat::new("203.0.113.9", 40_000, 300 * S));
+    sim.nodes[0].spec.peers[0].dial = true;
+    sim.nodes[1].spec.peers[0].endpoints.clear();
+    let mut sim = sim.start();
+    sim.run(S);
+    let spec = std::mem::take(&mut sim.nodes[1].spec);
+    sim.apply(1);
+    sim.run(S);
+    sim.nodes[1].spec = spec;
+    sim.apply(1);
+    sim.run(50 * MS);
+    for lane in 0..2 {
+        sim.send(0, lane, &one(lane as u32));
+    }
+    sim.run(20 * MS);
+    assert_eq!(sim.numbers(1), [0, 1]);
+    assert_eq!(sim.worker(1, 0).handshakes, 2, "the one of before and one more");
+}
+
+#[test]
 fn a_keepalive_that_is_switched_on_later_works_without_a_new_session() {
     let mut sim = Sim::pair(13, (1, 1)).start();
     sim.send(0, 0, &one(0));
