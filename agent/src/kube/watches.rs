@@ -149,7 +149,7 @@ where
                         }
                         _ => {
                             shared.failed(cause(&error).map_or_else(|| error.to_string(), describe));
-                            failures.pause()
+                            failures.pause(Instant::now())
                         }
                     };
                     sleep(jitter(pause)).await;
@@ -218,9 +218,8 @@ pub struct Failures {
 }
 
 impl Failures {
-    /// How long to wait after an error now, without jitter.
-    pub fn pause(&mut self) -> Duration {
-        let now = Instant::now();
+    /// How long to wait after an error at `now`, without jitter.
+    pub fn pause(&mut self, now: Instant) -> Duration {
         if self.last.is_none_or(|last| now.duration_since(last) > CALM) {
             self.count = 0;
         }
@@ -257,7 +256,7 @@ where
                 }
                 Err(error) => {
                     shared.failed(describe(&error));
-                    failures.pause()
+                    failures.pause(Instant::now())
                 }
             };
             tokio::select! {
@@ -273,13 +272,12 @@ where
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn pauses_grow_to_a_bound_and_start_anew_after_calm() {
-        let mut failures = Failures::default();
-        let pauses: Vec<u64> = (0..8).map(|_| failures.pause().as_secs()).collect();
+    #[test]
+    fn pauses_grow_to_a_bound_and_start_anew_after_calm() {
+        let (mut failures, now) = (Failures::default(), Instant::now());
+        let pauses: Vec<u64> = (0..8).map(|_| failures.pause(now).as_secs()).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 30]);
-        sleep(CALM + Duration::from_secs(1)).await;
-        assert_eq!(failures.pause(), FIRST_PAUSE);
+        assert_eq!(failures.pause(now + CALM + Duration::from_secs(1)), FIRST_PAUSE);
     }
 
     #[tokio::test]
