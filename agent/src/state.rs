@@ -288,8 +288,16 @@ impl StateDir {
         fs::remove_file(self.file("lock"))
             .with_context(|| format!("cannot remove {}", self.file("lock").display()))?;
         match fs::remove_dir(&self.path) {
-            // In a container it is a mount: empty it is gone as far as that can be.
-            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => return Ok(()),
+            // In a container it is a mount, on a root file system that is read-only: empty it is gone as far as
+            // that can be.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::ResourceBusy | std::io::ErrorKind::ReadOnlyFilesystem
+                ) && fs::read_dir(&self.path).is_ok_and(|mut entries| entries.next().is_none()) =>
+            {
+                return Ok(());
+            }
             done => done,
         }
         .with_context(|| {

@@ -330,7 +330,8 @@ pub async fn uninstall(
         }
     }
     if !keep_plugin {
-        if !removed.is_empty() {
+        // Also if the entries went only just before, and what waited then was cut short.
+        if bin_dirs.iter().any(|directory| binary::target(directory).exists()) {
             sleep(RUNTIME_TIME).await;
         }
         for directory in bin_dirs {

@@ -218,6 +218,12 @@ fn node_of(pod: &Pod) -> Option<String> {
     spec.node_name.clone().or_else(meant)
 }
 
+/// The last line of what an agent said: its error, behind its log.
+fn last_words(message: Option<&str>) -> String {
+    let last = message.unwrap_or_default().lines().rev().find(|line| !line.trim().is_empty());
+    human::safe(last.unwrap_or("no word of why").trim())
+}
+
 fn outcome(pod: &Pod) -> Left {
     let status = pod.status.clone().unwrap_or_default();
     let agent: Option<&ContainerStatus> =
@@ -225,7 +231,7 @@ fn outcome(pod: &Pod) -> Left {
     let ended = agent.and_then(|agent| agent.state.as_ref()?.terminated.as_ref());
     match ended {
         Some(ended) if ended.exit_code == 0 => Left::Clean,
-        Some(ended) => Left::Failed(human::safe(ended.message.as_deref().unwrap_or("no word of why").trim())),
+        Some(ended) => Left::Failed(last_words(ended.message.as_deref())),
         None => Left::Running(match status.reason {
             Some(reason) => format!("the node does not answer ({reason})"),
             None => "the node does not answer, or is slow".into(),
