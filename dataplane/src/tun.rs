@@ -1,7 +1,8 @@
 //! TUN queues (Linux `Documentation/networking/tuntap.rst`).
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
+use std::io::{self, IoSlice, Read as _, Write as _};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 
@@ -184,33 +185,38 @@ impl Queue {
         self.merge
     }
 
-    /// Reads one packet into `buffer`: its length, and what the kernel says of it; `None` if that makes no
-    /// sense.
+    /// Reads one packet into `buffer`: where in it the packet lies, and what the kernel says of it; `None` if
+    /// that makes no sense.
     ///
     /// # Errors
     /// `WouldBlock` if there is none; `EIO` while the interface is down; `EBADFD` when it was deleted.
-    pub fn read(&self, buffer: &mut [u8]) -> io::Result<(usize, Option<VnetHeader>)> {
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<(Range<usize>, Option<VnetHeader>)> {
+        let length = (&self.file).read(buffer)?;
         if !self.vnet {
-            return Ok(((&self.file).read(buffer)?, Some(VnetHeader::default())));
+            return Ok((0..length, Some(VnetHeader::default())));
         }
-        let mut header = [0; VNET_HEADER];
-        let length =
-            (&self.file).read_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])?;
-        match length.checked_sub(VNET_HEADER) {
-            Some(length) => Ok((length, VnetHeader::decode(&header))),
-            None => Ok((0, None)),
-        }
+        // One read instead of a vectored one, which costs more than the packet's odd place in memory.
+        let header = buffer[..length.min(buffer.len())].first_chunk().and_then(VnetHeader::decode);
+        Ok((VNET_HEADER.min(length)..length, header))
     }
 
-    /// Writes one packet, given in pieces of which the first is its [`VnetHeader`], encoded. An interface
-    /// without offloads does not get to see that, so it must be the default's.
+    /// Writes one packet, given in pieces. The first [`VNET_HEADER`] bytes of the first piece are its
+    /// [`VnetHeader`], encoded. An interface without offloads does not get to see that, so it must be the
+    /// default's.
     ///
     /// # Errors
     /// `EIO` while the interface is down; `EBADFD` when it was deleted; `EINVAL` if it is no IP packet, or
     /// if the kernel does not know how to cut it.
     pub fn write(&self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
-        let skipped = usize::from(!self.vnet).min(pieces.len());
-        (&self.file).write_vectored(&pieces[skipped..]).map(|_| ())
+        let mut file = &self.file;
+        match (pieces, self.vnet) {
+            ([piece], true) => file.write(piece),
+            ([piece], false) => file.write(piece.get(VNET_HEADER..).unwrap_or_default()),
+            (_, true) => file.write_vectored(pieces),
+            // Merged for an interface that has gone since.
+            (_, false) => return Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        }?;
+        Ok(())
     }
 }
 

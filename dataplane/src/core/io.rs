@@ -19,7 +19,7 @@ pub const BATCH: usize = 64;
 const LARGEST: usize = 65_536 + VNET_HEADER;
 
 /// Memory of a batch, bytes: [`BATCH`] packets of the usual size, and always room for one of the largest.
-const BATCH_BYTES: usize = 4 * 65_536;
+const BATCH_BYTES: usize = 4 * LARGEST;
 
 /// How a datagram came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,7 +198,7 @@ mod tests {
         batch.push_part(5, 2, 12);
         let packets: Vec<_> = batch.iter().map(|(&tag, packet)| (tag, packet.len())).collect();
         assert_eq!(packets, [(1, 100), (1, 100), (1, 50), (2, 0), (3, 100), (4, 7), (5, 10)]);
-        assert_eq!(batch.len(), 6);
+        assert_eq!(batch.len(), 7);
         assert!(batch.iter().all(|(tag, packet)| packet.iter().all(|byte| byte == tag)));
         let whole: Vec<_> = batch.iter_mut().map(|(&tag, bytes)| (tag, bytes.to_vec())).collect();
         assert_eq!(

@@ -124,17 +124,19 @@ impl<T: Copy> Coalescer<T> {
     /// Whether one more packet of up to `length` bytes has room.
     #[must_use]
     pub fn has_room(&self, length: usize) -> bool {
-        self.pieces.len() < MAX_PACKETS && length <= self.arena.len() - self.used
+        self.pieces.len() < MAX_PACKETS && VNET_HEADER + length <= self.arena.len() - self.used
     }
 
     /// Room for the next packet; none, or too little, if [`Self::has_room`] says no.
     pub fn room(&mut self) -> &mut [u8] {
-        &mut self.arena[self.used..]
+        self.arena.get_mut(self.used + VNET_HEADER..).unwrap_or_default()
     }
 
     /// Takes in the packet of `length` bytes in [`Self::room`], which is as long as its IP header says.
     pub fn commit(&mut self, length: usize, tag: T) {
-        let start = self.used;
+        // Before each packet there is room for a header, so that one that goes alone is one piece with it.
+        self.arena[self.used..self.used + VNET_HEADER].fill(0);
+        let start = self.used + VNET_HEADER;
         debug_assert!(length <= self.arena.len() - start && self.pieces.len() < MAX_PACKETS);
         let (rest, packet) = (&self.arena[..start], &self.arena[start..start + length]);
         let piece = self.pieces.len() as u16;
@@ -202,7 +204,7 @@ impl<T: Copy> Coalescer<T> {
 
     fn add_piece(&mut self, start: usize, length: usize) {
         self.pieces.push(Piece { start: start as u32, length: length as u32, next: NONE });
-        self.used += length;
+        self.used = start + length;
     }
 
     /// Gives out what was gathered, in order, and forgets it.
@@ -277,6 +279,17 @@ impl<T: Copy> Merged<'_, T> {
         &self.arena[piece.start as usize..][..piece.length as usize]
     }
 
+    /// The same, each after a `virtio_net_hdr` that says nothing.
+    pub fn plain(&self) -> impl Iterator<Item = &[u8]> {
+        let mut next = self.item.first;
+        std::iter::from_fn(move || {
+            let piece = self.pieces.get(usize::from(next))?;
+            next = piece.next;
+            let start = piece.start as usize;
+            Some(&self.arena[start - VNET_HEADER..start + piece.length as usize])
+        })
+    }
+
     /// Whether it is TCP, or else UDP, that was merged; `None` if nothing was.
     #[must_use]
     pub fn kind(&self) -> Option<GsoKind> {
@@ -288,12 +301,10 @@ impl<T: Copy> Merged<'_, T> {
         })
     }
 
-    /// Hands the packet over in pieces, the first of which is its `virtio_net_hdr`.
+    /// Hands the packet over in pieces, the first of which begins with its `virtio_net_hdr`.
     pub fn write<R>(&self, write: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
-        let plain = VnetHeader::default().encode();
         let (Some(kind), Some(shape)) = (self.kind(), self.item.shape) else {
-            let packet = self.packet(&self.pieces[usize::from(self.item.first)]);
-            return write(&[IoSlice::new(&plain), IoSlice::new(packet)]);
+            return write(&[IoSlice::new(self.plain().next().unwrap_or_default())]);
         };
         let offset = if shape.transport == Transport::Tcp { 16 } else { 6 };
         let header = VnetHeader {
@@ -304,16 +315,15 @@ impl<T: Copy> Merged<'_, T> {
         let first = &self.pieces[usize::from(self.item.first)];
         let first = self.packet(first);
         let mut space = [0; VNET_HEADER + MAX_MERGED_HEADERS];
-        let (vnet, rest) = space.split_at_mut(VNET_HEADER);
+        let space = &mut space[..VNET_HEADER + shape.headers];
+        let (vnet, merged) = space.split_at_mut(VNET_HEADER);
         vnet.copy_from_slice(&header.encode());
-        let merged = &mut rest[..shape.headers];
         merged.copy_from_slice(&first[..shape.headers]);
         self.rewrite(&shape, merged);
 
-        let mut slices = [IoSlice::new(&[]); MAX_MERGED + 2];
-        slices[0] = IoSlice::new(vnet);
-        slices[1] = IoSlice::new(merged);
-        let mut n = 2;
+        let mut slices = [IoSlice::new(&[]); MAX_MERGED + 1];
+        slices[0] = IoSlice::new(space);
+        let mut n = 1;
         for packet in self.packets() {
             slices[n] = IoSlice::new(&packet[shape.headers..]);
             n += 1;

@@ -2,6 +2,7 @@
 
 mod build;
 mod lookup;
+mod recent;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -14,6 +15,7 @@ use crate::counters::TunnelCounters;
 use crate::status::PeerStatus;
 pub(crate) use build::build;
 pub(crate) use lookup::Lookup;
+pub(crate) use recent::Recent;
 
 /// A peer as the caller wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -232,7 +234,13 @@ impl Table {
         self.peers.iter().map(|peer| PeerStatus { id: peer.spec.id.clone(), lanes: lanes(peer) }).collect()
     }
 
+    /// The route of the longest prefix that holds `address`, by way of what was asked before.
+    pub(crate) fn route_by(&self, recent: &mut Recent, address: IpAddr) -> Option<&Route> {
+        self.routes.get(recent.get(&self.lookup, address)? as usize)
+    }
+
     /// The route of the longest prefix that holds `address`.
+    #[cfg(test)]
     pub(crate) fn route(&self, address: IpAddr) -> Option<&Route> {
         self.routes.get(self.lookup.get(address)? as usize)
     }

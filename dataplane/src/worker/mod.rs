@@ -244,7 +244,7 @@ impl Worker {
         while let Some(room) = batch.room() {
             self.counters.tun_reads.add(1);
             match queue.read(room) {
-                Ok((length, Some(header))) => batch.push(header, length),
+                Ok((place, Some(header))) => batch.push_part(header, place.start, place.end),
                 Ok((_, None)) => self.counters.drops.count(DropCause::Malformed),
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => return failed && batch.is_empty(),

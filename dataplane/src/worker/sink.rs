@@ -131,10 +131,8 @@ fn write(
         lost.add(merged.tag(), cause(&error), merged.count() as u64);
         return None;
     };
-    for packet in merged.packets() {
-        let plain = crate::offload::VnetHeader::default().encode();
-        let pieces = [io::IoSlice::new(&plain), io::IoSlice::new(packet)];
-        if let Err(error) = again(|| queue.write(&pieces)) {
+    for packet in merged.plain() {
+        if let Err(error) = again(|| queue.write(&[io::IoSlice::new(packet)])) {
             lost.add(merged.tag(), cause(&error), 1);
         }
     }
