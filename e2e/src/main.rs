@@ -82,6 +82,12 @@ enum Command {
         /// The name, in full
         name: String,
     },
+    /// Send one datagram and wait for its echo
+    #[command(hide = true)]
+    FirstPacket {
+        /// Where to
+        target: std::net::SocketAddr,
+    },
     /// Be a broker that lies
     #[command(hide = true)]
     LyingBroker(lying_broker::LyingBroker),
@@ -99,6 +105,7 @@ fn main() -> ExitCode {
         Command::LyingBroker(args) => lying_broker::run(&args).map(|()| ExitCode::SUCCESS),
         Command::KubeNode { file } => kube::run_node(&file).map(|()| ExitCode::SUCCESS),
         Command::KubeNodeInit { file } => kube::run_node_init(&file).map(|()| ExitCode::SUCCESS),
+        Command::FirstPacket { target } => kube::first_packet(target).map(|()| ExitCode::SUCCESS),
         Command::Resolve { server, name } => kube::resolve(server, &name).map(|()| ExitCode::SUCCESS),
         Command::Exec(exec) => commands::exec(&exec),
         command => signals::listen().and_then(|()| match command {

@@ -35,12 +35,12 @@ const DISKS: &str = "size=8g,mode=700";
 #[derive(Debug)]
 pub(crate) struct Clusters {
     pub(crate) plan: Plan,
-    planes: Vec<Plane>,
+    pub(super) planes: Vec<Plane>,
     /// In the order of the planes; none for clusters that were found standing.
-    authorities: Vec<Authority>,
-    kubernetes: KubePrograms,
+    pub(super) authorities: Vec<Authority>,
+    pub(super) kubernetes: KubePrograms,
     /// podspan's programs, if they were built.
-    podspan: Option<Programs>,
+    pub(super) podspan: Option<Programs>,
     /// What each cluster was before podspan came.
     pub(crate) before: BTreeMap<String, Before>,
     pub(crate) site: Site,
@@ -86,8 +86,7 @@ impl Clusters {
         self.mount_disks()?;
         self.wire()?;
         self.start_planes()?;
-        let archives =
-            images::write_all(&self.kubernetes, self.podspan.as_ref(), &state::path("kube/images"))?;
+        let archives = images::write_all(&self.kubernetes, self.podspan.as_ref())?;
         self.screen().line(&format!("{} images are written", archives.len()));
         let nodes = self.nodes();
         for (index, node) in &nodes {
@@ -217,28 +216,38 @@ impl Clusters {
         })
     }
 
-    /// Does what a CNI's daemon does on every node of a cluster: waits for the pod CIDRs of the nodes that the
-    /// controller manager gives, then writes conflists, routes to the other nodes and masquerade rules.
+    /// Does what a CNI's daemon does, on every node of a cluster.
     fn settle(&self, index: usize) -> Result<()> {
+        self.plan.clusters[index].nodes.iter().try_for_each(|node| self.settle_node(index, node))
+    }
+
+    /// Waits for the pod CIDRs that the controller manager gives to the nodes, then makes a node's routes to the
+    /// others, its masquerade rules and its conflist.
+    pub(super) fn settle_node(&self, index: usize, node: &NodePlan) -> Result<()> {
         let cluster = &self.plan.clusters[index];
         let known = self.wait_for_pod_cidrs(index)?;
         let cloud = cluster.cloud(&known);
-        for (node, description) in cluster.nodes.iter().zip(&cloud.nodes) {
-            let netns = node.netns();
-            ip_batch(&netns, &cluster.host_gw(node, &known))?;
-            rules::apply(
-                &rules::masquerade(&cloud, description, cluster.variant()),
-                &netns,
-                &xtables_lock(),
-            )?;
+        let description = cloud.nodes.iter().find(|other| other.name == node.name);
+        let description = description.with_context(|| format!("{} is not in the plan", node.name))?;
+        let netns = node.netns();
+        ip_batch(&netns, &cluster.host_gw(node, &known))?;
+        rules::apply(&rules::masquerade(&cloud, description, cluster.variant()), &netns, &xtables_lock())?;
+        let file = node::disk(node, "cni-conf").join("10-lab.conflist");
+        // Written once: a plugin that was chained to it stays so when the node starts anew.
+        if !file.exists() {
             let cidrs = known[&node.name].both().map(|cidr| cidr.to_string());
-            let file = node::disk(node, "cni-conf").join("10-lab.conflist");
             files::write(&file, &settings::conflist(&cidrs))?;
         }
         Ok(())
     }
 
-    fn wait_for_pod_cidrs(&self, index: usize) -> Result<PodCidrs> {
+    /// The place of a cluster in the plan.
+    pub(super) fn index(&self, cluster: &str) -> Result<usize> {
+        let index = self.plan.clusters.iter().position(|known| known.name == cluster);
+        index.with_context(|| format!("there is no cluster {cluster}"))
+    }
+
+    pub(super) fn wait_for_pod_cidrs(&self, index: usize) -> Result<PodCidrs> {
         let cluster = &self.plan.clusters[index];
         let end = Instant::now() + READY;
         loop {
@@ -259,7 +268,7 @@ impl Clusters {
         }
     }
 
-    fn wait_until_ready(&self, index: usize) -> Result<()> {
+    pub(super) fn wait_until_ready(&self, index: usize) -> Result<()> {
         let cluster = self.plan.clusters[index].name;
         let end = Instant::now() + READY;
         loop {
@@ -381,6 +390,15 @@ impl Clusters {
     pub(crate) fn down(mut self) -> Result<Leftovers> {
         self.site.take_down()
     }
+}
+
+/// Plugs a node into its cluster's network.
+pub(super) fn wire_node(cluster: &ClusterPlan, node: &NodePlan) -> Result<()> {
+    world::router_sysctls(&node.netns())?;
+    for (netns, lines) in cluster.plug(&node.name, &node.netns(), node.address) {
+        ip_batch(&netns, &lines)?;
+    }
+    world::kubernetes_node_sysctls(&node.netns())
 }
 
 fn plane(cluster: &ClusterPlan, kubernetes: &KubePrograms) -> Plane {

@@ -9,6 +9,7 @@ use super::programs::KubePrograms;
 use super::settings::{COREDNS_IMAGE, PAUSE_IMAGE, PROBE_IMAGE};
 use crate::build::Programs;
 use crate::command::Cmd;
+use crate::state;
 
 /// podspan's image as the manifests name it, in the full form to which container runtimes complete a name without
 /// a registry.
@@ -18,12 +19,8 @@ pub(crate) const PODSPAN_IMAGE: &str = concat!("docker.io/library/podspan:", env
 const NFT: &str = "/usr/sbin/nft";
 
 /// Writes the images that every cluster of the lab needs, podspan's too if it was built, and gives the archives.
-pub(crate) fn write_all(
-    kubernetes: &KubePrograms,
-    podspan: Option<&Programs>,
-    directory: &Path,
-) -> Result<Vec<PathBuf>> {
-    std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+pub(crate) fn write_all(kubernetes: &KubePrograms, podspan: Option<&Programs>) -> Result<Vec<PathBuf>> {
+    let directory = state::directory("kube/images")?;
     // The link itself would be the link of whoever reads it.
     let lab = std::fs::read_link("/proc/self/exe").context("the lab's own program")?;
     let own = [
@@ -45,6 +42,13 @@ pub(crate) fn write_all(
         archives.push(archive);
     }
     Ok(archives)
+}
+
+/// The archives that [`write_all`] has written.
+pub(crate) fn written(podspan: bool) -> Vec<PathBuf> {
+    let files = ["pause", "coredns", "probe", "podspan"];
+    let count = if podspan { files.len() } else { files.len() - 1 };
+    files[..count].iter().map(|file| state::path("kube/images").join(format!("{file}.tar"))).collect()
 }
 
 /// Writes podspan's image: all its programs, and nft, through which the agent sets packet rules.

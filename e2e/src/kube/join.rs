@@ -65,7 +65,9 @@ impl Clusters {
         .run_ok()?;
         for cluster in &self.plan.clusters {
             let list = |both: [podspan_wire::Cidr; 2]| both.map(|cidr| cidr.to_string()).join(",");
+            // A range that a ServiceCIDR may be added from.
             let (pods, services) = (list(cluster.pods.both()), list(cluster.services.both()));
+            let services = format!("{services},{}", cluster.more_services);
             let args = [
                 "cluster",
                 "grant",

@@ -32,6 +32,8 @@ pub(crate) struct ClusterPlan {
     pub(crate) subnet: Dual<Cidr>,
     pub(crate) pods: Dual<Cidr>,
     pub(crate) services: Dual<Cidr>,
+    /// A range of ClusterIPs that the cluster may be given later.
+    pub(crate) more_services: Cidr,
     /// How kube-proxy works, and the CNI's masquerade with it.
     pub(crate) proxy: ProxyMode,
     /// The control plane's address.
@@ -102,6 +104,12 @@ impl Plan {
         let names: Vec<_> = self.clusters.iter().map(|cluster| cluster.name).collect();
         let found = self.clusters.iter().find(|cluster| cluster.name == name);
         found.with_context(|| format!("there is no cluster {name:?}; there are: {}", names.join(" ")))
+    }
+
+    /// The cluster that a node is of.
+    pub(crate) fn cluster_of(&self, node: &NodePlan) -> Result<&ClusterPlan> {
+        let found = self.clusters.iter().find(|cluster| node.name.starts_with(cluster.name));
+        found.with_context(|| format!("{} is of no cluster", node.name))
     }
 
     /// Every subnet that the underlay owns, with the router's interface towards it.
@@ -252,6 +260,7 @@ fn cluster(name: &'static str, number: u8, subnet: (&str, &str), proxy: ProxyMod
         subnet,
         pods: dual((&format!("10.{number}.0.0/16"), &format!("fd00:10:{number}::/48")))?,
         services: dual((&format!("10.10{number}.0.0/16"), &format!("fd00:10:10{number}::/112")))?,
+        more_services: format!("10.11{number}.0.0/24").parse()?,
         proxy,
         plane: Dual { v4: nth(subnet.v4, 5), v6: nth(subnet.v6, 5) },
         nodes: Vec::new(),

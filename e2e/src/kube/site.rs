@@ -39,10 +39,23 @@ impl Site {
         Self { record, screen, lock: None, stays: true }
     }
 
-    /// Makes one more namespace.
+    /// Removes a namespace with all that runs in it, to be made again.
+    pub(crate) fn remove_netns(&mut self, netns: &Netns) -> Result<()> {
+        for pid in netns.processes()? {
+            if let Ok(process) = ProcessId::of(pid.unsigned_abs()) {
+                process.signal(Signal::SIGKILL)?;
+                process.wait(Duration::from_secs(10))?;
+            }
+        }
+        netns.remove()
+    }
+
+    /// Makes one more namespace, or one that was removed.
     pub(crate) fn add_netns(&mut self, netns: &Netns) -> Result<()> {
-        self.record.namespaces.push(netns.name().to_owned());
-        self.record.save()?;
+        if !self.record.namespaces.iter().any(|name| name == netns.name()) {
+            self.record.namespaces.push(netns.name().to_owned());
+            self.record.save()?;
+        }
         make_netns(netns)
     }
 
@@ -97,10 +110,6 @@ impl Site {
     /// Takes it down and tells what is left of it, which should be nothing.
     pub(crate) fn take_down(&mut self) -> Result<Leftovers> {
         self.stays = true;
-        // API servers wait long for watches to end, and nothing of theirs is kept.
-        for daemon in self.record.daemons.iter().filter(|daemon| daemon.name.starts_with("kube-apiserver")) {
-            daemon.process.signal(Signal::SIGKILL)?;
-        }
         let left = signals::uninterrupted(|| world::tear_down(&self.record));
         self.lock = None;
         left

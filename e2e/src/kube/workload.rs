@@ -1,7 +1,7 @@
 //! What runs in the clusters to be looked at: a probe on every node, behind services of every kind.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::clusters::Clusters;
 use super::settings::PROBE_IMAGE;
+use crate::netns::Netns;
 use crate::probe::{Job, Outcome};
 use crate::signals;
 
@@ -29,6 +30,8 @@ pub(crate) struct ProbePod {
     pub(crate) cluster: String,
     pub(crate) name: String,
     pub(crate) node: String,
+    /// The pod's UID, which no other pod ever has.
+    pub(crate) uid: String,
     /// IPv4 first.
     pub(crate) addresses: Vec<IpAddr>,
 }
@@ -148,6 +151,19 @@ impl Clusters {
         Ok(outcomes)
     }
 
+    /// A pod's network namespace, by a process of the pod: it can be entered even while kubelet is away.
+    pub(crate) fn pod_netns(&self, pod: &ProbePod) -> Result<Netns> {
+        let control_group = format!("/pod{}/", pod.uid);
+        for entry in std::fs::read_dir("/proc").context("cannot list processes")?.flatten() {
+            let is_of_pod = std::fs::read_to_string(entry.path().join("cgroup"))
+                .is_ok_and(|text| text.contains(&control_group));
+            if is_of_pod {
+                return Ok(Netns::named(entry.path().join("ns/net").display().to_string()));
+            }
+        }
+        bail!("no process of the pod {} on {} was found", pod.name, pod.node)
+    }
+
     /// The same on the node itself, in its own network.
     pub(crate) fn ask_from_node(&self, node: &str, jobs: &[Job]) -> Result<Vec<Outcome>> {
         crate::probe::ask(&self.node(node)?.netns(), jobs)
@@ -160,6 +176,67 @@ impl Clusters {
         let text = self.kubectl(&pod.cluster, &args)?;
         text.lines().map(|line| line.parse().with_context(|| format!("{line:?} is no address"))).collect()
     }
+}
+
+impl Clusters {
+    /// Runs pods, one after the other, that send one datagram as the first thing they do, and tells what each
+    /// saw: nothing if the echo came, else what it said.
+    pub(crate) fn first_packets(&self, node: &str, target: SocketAddr, count: usize) -> Result<Vec<String>> {
+        let cluster = node.split('-').next().unwrap_or_default();
+        let names: Vec<String> = (1..=count).map(|number| format!("first-{number}")).collect();
+        let pod = |name: &String| {
+            format!(
+                "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {NAMESPACE}, labels: {{app: first}}}}\n\
+                 spec:\n  nodeName: {node}\n  restartPolicy: Never\n  terminationGracePeriodSeconds: 0\n  containers:\n  \
+                 - {{name: first, image: \"{PROBE_IMAGE}\", imagePullPolicy: Never, args: [first-packet, \"{target}\"]}}\n"
+            )
+        };
+        self.apply(cluster, &names.iter().map(pod).collect::<String>())?;
+        let ended = |list: &Value| {
+            let phases = list["items"].as_array().into_iter().flatten().map(|item| &item["status"]["phase"]);
+            phases.filter(|phase| *phase == "Succeeded" || *phase == "Failed").count()
+        };
+        let end = Instant::now() + READY;
+        loop {
+            let list = self.get_json(cluster, &["pods", "-n", NAMESPACE, "-l", "app=first"])?;
+            if ended(&list) == count {
+                break;
+            }
+            if Instant::now() > end {
+                bail!("pods that send one packet have not ended: {:#}", list["items"][0]["status"]);
+            }
+            signals::sleep(Duration::from_millis(300))?;
+        }
+        let logs = names.iter().map(|name| self.kubectl(cluster, &["logs", "-n", NAMESPACE, name]));
+        let logs = logs.collect::<Result<Vec<String>>>()?;
+        self.kubectl(cluster, &["delete", "pods", "-n", NAMESPACE, "-l", "app=first", "--now"])?;
+        Ok(logs.into_iter().map(|log| log.trim().to_owned()).collect())
+    }
+}
+
+/// `lab first-packet`: sends one datagram, once, and tells how long its echo took, or that none came.
+pub(crate) fn first_packet(target: SocketAddr) -> Result<()> {
+    const WAIT: Duration = Duration::from_secs(5);
+    let any: IpAddr = if target.is_ipv4() {
+        std::net::Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        std::net::Ipv6Addr::UNSPECIFIED.into()
+    };
+    let begin = Instant::now();
+    let socket = std::net::UdpSocket::bind((any, 0))?;
+    socket.set_read_timeout(Some(WAIT))?;
+    socket.send_to(b"first", target).context("cannot send")?;
+    let sent = begin.elapsed();
+    let mut buffer = [0; 128];
+    match socket.recv(&mut buffer) {
+        Ok(_) => println!(
+            "echo after {} us, sent {} us from the start",
+            begin.elapsed().as_micros(),
+            sent.as_micros()
+        ),
+        Err(error) => println!("lost: {error}"),
+    }
+    Ok(())
 }
 
 /// Those of a list that are ready and stay, by node.
@@ -176,6 +253,7 @@ fn ready_pods(cluster: &str, list: &Value) -> Vec<ProbePod> {
             cluster: cluster.to_owned(),
             name: item["metadata"]["name"].as_str()?.to_owned(),
             node: item["spec"]["nodeName"].as_str()?.to_owned(),
+            uid: item["metadata"]["uid"].as_str()?.to_owned(),
             addresses,
         })
     };

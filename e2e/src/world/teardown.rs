@@ -71,7 +71,9 @@ pub(crate) fn tear_down(record: &Record) -> Result<Leftovers> {
 /// All at once, so that their times to end do not add up.
 fn end_all(record: &Record, note: &mut impl FnMut(&str, Result<()>)) {
     for daemon in &record.daemons {
-        note(&daemon.name, daemon.process.signal(Signal::SIGTERM));
+        // An API server waits long for watches to end, and nothing of its is kept.
+        let is_api = daemon.name.starts_with("kube-apiserver");
+        note(&daemon.name, daemon.process.signal(if is_api { Signal::SIGKILL } else { Signal::SIGTERM }));
     }
     let end = Instant::now() + GRACE;
     for daemon in &record.daemons {

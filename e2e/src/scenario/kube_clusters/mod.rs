@@ -1,6 +1,7 @@
 //! In two clusters of real Kubernetes.
 
 mod bare;
+mod changes;
 mod joined;
 mod leave;
 mod ways;
@@ -34,6 +35,34 @@ pub(super) fn all() -> Vec<Scenario<Clusters>> {
             joined::headless,
         ),
         joined("told", "PeerClusters and the ClusterSet tell what a person asks at 3 a.m.", joined::told),
+        joined(
+            "first-packet",
+            "a fresh pod's first packet, sent as it starts, is not lost",
+            changes::first_packet,
+        ),
+        joined(
+            "gateway-moved",
+            "a gateway label taken off and put back, with traffic going on",
+            changes::gateway_moved,
+        ),
+        joined(
+            "agent-rolled",
+            "the agents of a cluster replaced one by one, with traffic going on",
+            changes::agent_rolled,
+        ),
+        joined(
+            "api-away",
+            "an API server away for a minute, with traffic going on; then a change",
+            changes::api_away,
+        ),
+        joined("kubelet-restarted", "kubelet killed, with traffic going on", changes::kubelet_restarted),
+        joined(
+            "service-range-added",
+            "a ServiceCIDR added: its Services are reached from the other cluster",
+            changes::service_range_added,
+        ),
+        joined("node-added", "a node added and taken away", changes::node_added),
+        joined("node-rebooted", "a node's power cut, its namespace made anew", changes::node_rebooted),
         joined("leave", "podspan leave: nodes and clusters exactly as before, pods run on", leave::leave),
     ]
 }

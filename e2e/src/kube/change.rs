@@ -1,0 +1,124 @@
+//! What happens to clusters in their life: nodes restart, come and go, API servers are away.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use super::clusters::{Clusters, wire_node};
+use super::plan::{NodePlan, ProxyMode};
+use super::{images, node};
+use crate::command::Cmd;
+use crate::signals;
+use crate::world::ip_batch;
+
+impl Clusters {
+    /// Ends the API server of a cluster, as a crash would.
+    pub(crate) fn stop_api(&mut self, cluster: &str) -> Result<()> {
+        let index = self.index(cluster)?;
+        self.planes[index].stop_api(&mut self.site)
+    }
+
+    /// Starts it again and waits until it is ready.
+    pub(crate) fn start_api(&mut self, cluster: &str) -> Result<()> {
+        let index = self.index(cluster)?;
+        self.planes[index].start_api(&mut self.site)?;
+        self.planes[index].wait_until_ready(&self.site)
+    }
+
+    /// Kills a program of a node; the node starts it again.
+    pub(crate) fn kill_program(&self, node: &NodePlan, name: &str) -> Result<()> {
+        let process = node::program(node, &self.site, name)?;
+        process.signal(nix::sys::signal::Signal::SIGKILL)?;
+        process.wait(Duration::from_secs(10))
+    }
+
+    /// Cuts a node's power and starts it again: its namespace with all interfaces, routes and rules is made anew,
+    /// its disk is kept.
+    pub(crate) fn reboot(&mut self, node: &NodePlan) -> Result<()> {
+        let cluster = self.plan.cluster_of(node)?.clone();
+        self.site.end(&node::daemon_name(node), None)?;
+        self.site.remove_netns(&node.netns())?;
+        // The other end of a cable goes with this one; the kernel takes a moment.
+        signals::sleep(Duration::from_millis(300))?;
+        self.site.add_netns(&node.netns())?;
+        wire_node(&cluster, node)?;
+        let index = self.index(cluster.name)?;
+        self.settle_node(index, node)?;
+        node::start(node, &self.kubernetes, &mut self.site)
+    }
+
+    /// Adds a node to a cluster and waits until it is ready. Gives how long it took from its start on.
+    pub(crate) fn add_node(&mut self, cluster: &str) -> Result<(NodePlan, Duration)> {
+        let index = self.index(cluster)?;
+        let number = u16::try_from(self.plan.clusters[index].nodes.len())? + 1;
+        let new = self.plan.clusters[index].node_numbered(number);
+        self.site.add_netns(&new.netns())?;
+        wire_node(&self.plan.clusters[index], &new)?;
+        let Some(authority) = self.authorities.get(index) else {
+            bail!("nodes can be added only by the run that has made the clusters");
+        };
+        node::install(&self.plan.clusters[index], &new, &self.planes[index].server(), authority)?;
+        let begin = Instant::now();
+        node::start(&new, &self.kubernetes, &mut self.site)?;
+        self.plan.clusters[index].nodes.push(new.clone());
+        let archives = images::written(self.podspan.is_some());
+        node::import(&new, &self.site, &archives)?;
+        self.settle_node(index, &new)?;
+        self.route_to(index, &new)?;
+        self.wait_until_ready(index)?;
+        Ok((new, begin.elapsed()))
+    }
+
+    /// Takes the node that was added last out of its cluster: drained by force, deleted, switched off.
+    pub(crate) fn remove_node(&mut self, node: &NodePlan) -> Result<()> {
+        let cluster = self.plan.cluster_of(node)?.name;
+        let index = self.index(cluster)?;
+        self.site.end(&node::daemon_name(node), None)?;
+        self.site.record.daemons.retain(|daemon| daemon.name != node::daemon_name(node));
+        self.site.record.save()?;
+        self.site.remove_netns(&node.netns())?;
+        self.kubectl(cluster, &["delete", "node", &node.name])?;
+        self.plan.clusters[index].nodes.retain(|other| other != node);
+        Ok(())
+    }
+
+    /// Routes to a node's pods on the other nodes of its cluster.
+    fn route_to(&self, index: usize, new: &NodePlan) -> Result<()> {
+        let cluster = &self.plan.clusters[index];
+        let known = self.wait_for_pod_cidrs(index)?;
+        for other in cluster.nodes.iter().filter(|other| *other != new) {
+            ip_batch(&other.netns(), &cluster.host_gw(other, &known))?;
+            if cluster.proxy == ProxyMode::Nftables {
+                // kindnet's sets of what is not masqueraded.
+                let cidrs = known[&new.name];
+                let elements = format!(
+                    "add element inet kindnet-ipmasq noMasqV4 {{ {} }}\nadd element inet kindnet-ipmasq noMasqV6 {{ {} }}\n",
+                    cidrs.v4, cidrs.v6
+                );
+                Cmd::new("nft").args(["-f", "-"]).stdin(elements).within(&other.netns()).run_ok()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits until something is so, and gives how long it took.
+pub(crate) fn until(
+    what: &str,
+    limit: Duration,
+    mut check: impl FnMut() -> Result<bool>,
+) -> Result<Duration> {
+    let begin = Instant::now();
+    loop {
+        let last = match check() {
+            Ok(true) => return Ok(begin.elapsed()),
+            Ok(false) => String::new(),
+            Err(error) => format!(": {error:#}"),
+        };
+        signals::check()?;
+        if begin.elapsed() > limit {
+            bail!("not within {} s: {what}{last}", limit.as_secs());
+        }
+        signals::sleep(Duration::from_millis(100))?;
+    }
+}

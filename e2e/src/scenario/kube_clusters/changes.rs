@@ -1,0 +1,253 @@
+//! What happens to joined clusters, with traffic going on: it converges without a hand, and how long it took is told.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::ways;
+use crate::kube::{Clusters, NAMESPACE, PODSPAN, ProbePod, Probes, restarts, until};
+use crate::probe::{self, Job, Pending, Task};
+use crate::scenario::Findings;
+use crate::signals;
+use crate::topology::POD_PORT;
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Streams from a pod to a pod, TCP and UDP by both families, for a time.
+fn streams(clusters: &Clusters, from: &ProbePod, to: &ProbePod, time: Duration) -> Result<Pending> {
+    let millis = u64::try_from(time.as_millis())?;
+    let mut jobs = Vec::new();
+    for address in &to.addresses {
+        let target = SocketAddr::new(*address, POD_PORT);
+        let id = format!("{} -> {} at {address}", from.node, to.node);
+        let tcp = Job::new(format!("{id} TCP"), target, Task::TcpStream { millis, interval_ms: 10 });
+        let udp = Job::new(format!("{id} UDP"), target, Task::UdpStream { millis, interval_ms: 10 });
+        jobs.extend([tcp, udp].map(|job| job.timeout(Duration::from_secs(20))));
+    }
+    Ok(probe::start(&clusters.pod_netns(from)?, jobs))
+}
+
+/// What came of streams: connections live, and nothing is held up for longer than `longest`.
+fn check(clusters: &Clusters, pending: Pending, longest: Duration, findings: &mut Findings) -> Result<()> {
+    for outcome in pending.finish()? {
+        findings.expect(&outcome.id, None, outcome.error);
+        let stream = outcome.stream.unwrap_or_default();
+        clusters.site.screen.line(&format!(
+            "  {}: {} of {} answered, longest gap {} ms",
+            outcome.id, stream.received, stream.sent, stream.longest_gap_ms
+        ));
+        findings.require(u128::from(stream.longest_gap_ms) <= longest.as_millis(), || {
+            format!("{}: no gap over {} ms expected, saw {stream:?}", outcome.id, longest.as_millis())
+        });
+    }
+    Ok(())
+}
+
+fn on<'a>(probes: &'a Probes, node: &str) -> Result<&'a ProbePod> {
+    probes.pods.iter().find(|pod| pod.node == node).with_context(|| format!("no probe on {node}"))
+}
+
+fn tell(clusters: &Clusters, what: &str, time: Duration) {
+    clusters.site.screen.line(&format!("  {what}: {:.1} s", time.as_secs_f64()));
+}
+
+/// The GATEWAYS column of a PeerCluster.
+fn gateways(clusters: &Clusters, cluster: &str, peer: &str) -> Result<String> {
+    let peer = clusters.get_json(cluster, &["peercluster", peer])?;
+    Ok(peer["status"]["gateways"]["summary"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Whether all of these answer a pod.
+fn answers(clusters: &Clusters, from: &ProbePod, to: &[SocketAddr]) -> Result<bool> {
+    let jobs: Vec<Job> = to
+        .iter()
+        .map(|target| {
+            Job::new(target.to_string(), *target, Task::Tcp { bytes: 100 })
+                .timeout(Duration::from_millis(500))
+        })
+        .collect();
+    Ok(probe::ask(&clusters.pod_netns(from)?, &jobs)?.iter().all(probe::Outcome::ok))
+}
+
+/// Waits until they do.
+fn until_reached(clusters: &Clusters, from: &ProbePod, to: &[SocketAddr]) -> Result<Duration> {
+    until(&format!("{to:?} reached from {}", from.node), LIMIT, || answers(clusters, from, to))
+}
+
+fn at_pod(pod: &ProbePod) -> Vec<SocketAddr> {
+    pod.addresses.iter().map(|address| SocketAddr::new(*address, POD_PORT)).collect()
+}
+
+/// A gateway of beta is none any more, and then again one.
+pub(super) fn gateway_moved(clusters: &mut Clusters) -> Result<()> {
+    let probes = clusters.probes()?;
+    let mut findings = Findings::default();
+    let (from, to) = (on(&probes, "alpha-1")?, on(&probes, "beta-2")?);
+    let running = streams(clusters, from, to, Duration::from_secs(15))?;
+    signals::sleep(Duration::from_secs(1))?;
+    clusters.kubectl("beta", &["label", "node", "beta-1", "podspan.io/gateway-"])?;
+    let time =
+        until("alpha has one gateway of beta", LIMIT, || Ok(gateways(clusters, "alpha", "beta")? == "1/1"))?;
+    tell(clusters, "label removed until alpha's PeerCluster tells", time);
+    clusters.kubectl("beta", &["label", "node", "beta-1", "podspan.io/gateway=true"])?;
+    let time =
+        until("alpha has two gateways of beta", LIMIT, || Ok(gateways(clusters, "alpha", "beta")? == "2/2"))?;
+    tell(clusters, "label back until alpha's PeerCluster tells", time);
+    check(clusters, running, Duration::from_secs(3), &mut findings)?;
+    findings.conclude(8)
+}
+
+/// beta's agents are rolled, one node after the other.
+pub(super) fn agent_rolled(clusters: &mut Clusters) -> Result<()> {
+    let probes = clusters.probes()?;
+    let mut findings = Findings::default();
+    let time = Duration::from_secs(40);
+    let there = streams(clusters, on(&probes, "alpha-1")?, on(&probes, "beta-1")?, time)?;
+    let back = streams(clusters, on(&probes, "beta-2")?, on(&probes, "alpha-2")?, time)?;
+    signals::sleep(Duration::from_secs(1))?;
+    let begin = Instant::now();
+    clusters.kubectl("beta", &["-n", PODSPAN, "rollout", "restart", "daemonset/podspan-agent"])?;
+    clusters.kubectl(
+        "beta",
+        &["-n", PODSPAN, "rollout", "status", "daemonset/podspan-agent", "--timeout=120s"],
+    )?;
+    tell(clusters, "the agents of both nodes rolled", begin.elapsed());
+    for pending in [there, back] {
+        check(clusters, pending, Duration::from_secs(5), &mut findings)?;
+    }
+    findings.conclude(16)
+}
+
+/// alpha's API server is away for a while; then a change is taken in.
+pub(super) fn api_away(clusters: &mut Clusters) -> Result<()> {
+    const AWAY: Duration = Duration::from_secs(60);
+    let probes = clusters.probes()?;
+    let mut findings = Findings::default();
+    let running = streams(clusters, on(&probes, "alpha-1")?, on(&probes, "beta-2")?, AWAY)?;
+    clusters.stop_api("alpha")?;
+    signals::sleep(AWAY)?;
+    check(clusters, running, Duration::from_secs(1), &mut findings)?;
+    clusters.start_api("alpha")?;
+    clusters.kubectl("alpha", &["label", "node", "alpha-2", "podspan.io/gateway-"])?;
+    let time =
+        until("beta has one gateway of alpha", LIMIT, || Ok(gateways(clusters, "beta", "alpha")? == "1/1"))?;
+    tell(clusters, "API server back and a label removed, until beta's PeerCluster tells", time);
+    clusters.kubectl("alpha", &["label", "node", "alpha-2", "podspan.io/gateway=true"])?;
+    until("beta has two gateways of alpha", LIMIT, || Ok(gateways(clusters, "beta", "alpha")? == "2/2"))?;
+    let pods = clusters.get_json("alpha", &["pods", "-n", PODSPAN])?;
+    findings.expect("restarts of podspan's pods in alpha", 0, restarts(&pods)?);
+    findings.conclude(9)
+}
+
+/// kubelet is killed and started again by the node.
+pub(super) fn kubelet_restarted(clusters: &mut Clusters) -> Result<()> {
+    let probes = clusters.probes()?;
+    let mut findings = Findings::default();
+    let running =
+        streams(clusters, on(&probes, "alpha-1")?, on(&probes, "beta-1")?, Duration::from_secs(10))?;
+    signals::sleep(Duration::from_secs(1))?;
+    clusters.kill_program(&clusters.node("alpha-1")?, "kubelet")?;
+    check(clusters, running, Duration::from_secs(1), &mut findings)?;
+    until("alpha is ready", LIMIT, || Ok(clusters.not_ready("alpha")?.is_empty()))?;
+    findings.expect("the probe pods, which should be the same", probes.pods, clusters.probes()?.pods);
+    findings.conclude(9)
+}
+
+/// A node's power is cut; it starts again with nothing but its disk.
+pub(super) fn node_rebooted(clusters: &mut Clusters) -> Result<()> {
+    let probes = clusters.probes()?;
+    let mut findings = Findings::default();
+    let node = clusters.node("beta-2")?;
+    let running =
+        streams(clusters, on(&probes, "alpha-1")?, on(&probes, "beta-1")?, Duration::from_secs(30))?;
+    signals::sleep(Duration::from_secs(1))?;
+    let begin = Instant::now();
+    clusters.reboot(&node)?;
+    // Until kubelet is back, the API server tells the pods that were there before.
+    until("a new probe runs on beta-2", LIMIT, || {
+        Ok(clusters.pod_netns(on(&clusters.probes()?, "beta-2")?).is_ok())
+    })?;
+    tell(clusters, "power cut until pods run on beta-2 again", begin.elapsed());
+    until("beta-2's pods and alpha's reach each other", LIMIT, || {
+        let now = clusters.probes()?;
+        let (here, there) = (on(&now, "alpha-1")?, on(&now, "beta-2")?);
+        Ok(answers(clusters, here, &at_pod(there))? && answers(clusters, there, &at_pod(here))?)
+    })?;
+    tell(clusters, "power cut until beta-2's pods and alpha's reach each other", begin.elapsed());
+    // A gateway was lost without a word: what went through it finds the other one.
+    check(clusters, running, Duration::from_secs(10), &mut findings)?;
+    findings.conclude(8)
+}
+
+/// beta gets a third node, and loses it again.
+pub(super) fn node_added(clusters: &mut Clusters) -> Result<()> {
+    let mut findings = Findings::default();
+    let (node, time) = clusters.add_node("beta")?;
+    tell(clusters, "start of a new node until it is Ready", time);
+    let begin = Instant::now();
+    let probes = clusters.probes()?;
+    let new = on(&probes, &node.name)?;
+    until_reached(clusters, on(&probes, "alpha-1")?, &at_pod(new))?;
+    until_reached(clusters, new, &at_pod(on(&probes, "alpha-2")?))?;
+    tell(clusters, "Ready until its pods and alpha's reach each other", begin.elapsed());
+    for pod in probes.pods.iter().filter(|pod| pod.cluster == "alpha" || *pod == new) {
+        for other in super::joined::other_clusters(clusters, &pod.cluster) {
+            let jobs = ways::to_pods(&probes, &other, None, probe::TIMEOUT);
+            ways::from_pod(clusters, pod, &jobs, true, &mut findings)?;
+        }
+    }
+    clusters.remove_node(&node)?;
+    let nodes = |clusters: &Clusters| -> Result<Option<u64>> {
+        Ok(clusters.get_json("beta", &["clusterset", "podspan"])?["status"]["nodes"].as_u64())
+    };
+    let time = until("beta's ClusterSet tells of two nodes", LIMIT, || Ok(nodes(clusters)? == Some(2)))?;
+    tell(clusters, "node deleted until the ClusterSet tells", time);
+    findings.conclude(2 * 24 + 16)
+}
+
+/// beta gets a second range of ClusterIPs, and a Service in it.
+pub(super) fn service_range_added(clusters: &mut Clusters) -> Result<()> {
+    let probes = clusters.probes()?;
+    let mut findings = Findings::default();
+    let range = clusters.plan.cluster("beta")?.more_services;
+    clusters.apply(
+        "beta",
+        &format!("{{apiVersion: networking.k8s.io/v1, kind: ServiceCIDR, metadata: {{name: more}}, spec: {{cidrs: [\"{range}\"]}}}}"),
+    )?;
+    let address = crate::topology::nth(range, 20);
+    let service = format!(
+        "{{apiVersion: v1, kind: Service, metadata: {{name: more, namespace: {NAMESPACE}}}, spec: {{selector: {{app: probe}}, \
+         clusterIP: \"{address}\", ports: [{{port: 80, targetPort: 8080}}]}}}}"
+    );
+    let begin = Instant::now();
+    until("beta takes a Service of the new range", LIMIT, || {
+        clusters.apply("beta", &service).map(|()| true)
+    })?;
+    until_reached(clusters, on(&probes, "alpha-1")?, &[SocketAddr::new(address, 80)])?;
+    tell(clusters, "ServiceCIDR made until a Service of it is reached from alpha", begin.elapsed());
+    until_reached(clusters, on(&probes, "alpha-2")?, &[SocketAddr::new(address, 80)])?;
+    clusters.kubectl("beta", &["delete", "service", "more", "-n", NAMESPACE])?;
+    clusters.kubectl("beta", &["delete", "servicecidr", "more"])?;
+    findings.require(begin.elapsed() < LIMIT, || "it took too long".into());
+    findings.conclude(1)
+}
+
+/// Pods that send across the moment they start: no packet is lost, since the tunnels stand.
+pub(super) fn first_packet(clusters: &mut Clusters) -> Result<()> {
+    const PODS: usize = 8;
+    let probes = clusters.probes()?;
+    let mut findings = Findings::default();
+    for (node, far) in [("alpha-1", "beta-1"), ("beta-2", "alpha-2")] {
+        for target in at_pod(on(&probes, far)?) {
+            let told = clusters.first_packets(node, target, PODS)?;
+            for (number, line) in told.iter().enumerate() {
+                findings.require(line.starts_with("echo after"), || {
+                    format!("{node} -> {target}, pod {}: {line}", number + 1)
+                });
+            }
+            clusters.site.screen.line(&format!("  {node} -> {target}: {}", told.join("; ")));
+        }
+    }
+    findings.conclude(4 * PODS)
+}
