@@ -130,12 +130,6 @@ impl KubeApi {
         serde_json::from_str(&self.kubectl(&all)?).context("kubectl's answer")
     }
 
-    /// A kubeconfig for a user by certificate.
-    pub(crate) fn kubeconfig_for(&self, user: &str, groups: &[&str]) -> Result<PathBuf> {
-        let file = user.replace([':', '/'], "-");
-        self.authority.kubeconfig(&file, "api", &self.server(), user, groups)
-    }
-
     /// A kubeconfig for a service account that is there, with a token that holds for an hour.
     pub(crate) fn kubeconfig_for_service_account(&self, namespace: &str, name: &str) -> Result<PathBuf> {
         let token = self.kubectl(&["-n", namespace, "create", "token", name, "--duration=1h"])?;
@@ -205,11 +199,6 @@ impl KubeApi {
     /// Ends such a process: asks it, and uses force after `grace`.
     pub(crate) fn end_daemon(&mut self, name: &str, grace: Duration) -> Result<()> {
         self.site.end(name, Some(grace))
-    }
-
-    /// The end of such a process's log.
-    pub(crate) fn log_tail(&self, name: &str, lines: usize) -> String {
-        Site::log_tail(name, lines)
     }
 
     pub(crate) fn diagnosis(&self) -> String {
