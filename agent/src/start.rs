@@ -131,7 +131,8 @@ async fn in_kubernetes(
     let bundle = room.until(queries, stop, || look_for_bundle(&config.bundle)).await;
     let Some((bundle_text, bundle, grant)) = bundle else { return end(door).await };
     let (mut source, running) = kube::start(client, node, &grant, &state, sender.clone());
-    let facts = room.until(queries, stop, || look_for_facts(&mut source)).await;
+    let mut why = "the API server has not told them yet".to_owned();
+    let facts = room.until(queries, stop, || look_for_facts(&mut source, &mut why)).await;
     let Some(facts) = facts else {
         drop(source);
         running.end().await;
@@ -164,27 +165,22 @@ async fn end(door: Vec<JoinHandle<()>>) -> anyhow::Result<Option<Start>> {
 fn look_for_bundle(path: &Path) -> Result<(Zeroizing<String>, Bundle, VerifiedGrant), String> {
     if !path.exists() {
         return Err(format!(
-            "waiting for the bundle of this cluster, {} is not there: run `podspan join --bundle FILE` with the              file that `podspan cluster grant` wrote",
+            "waiting for the bundle of this cluster, {} is not there: run `podspan join --bundle FILE` with the file that `podspan cluster grant` wrote",
             path.display()
         ));
     }
     read_bundle(path).map_err(|error| format!("waiting for a bundle that can be used: {error:#}"))
 }
 
-fn look_for_facts(source: &mut KubernetesFacts) -> Result<LocalFacts, String> {
-    let mut why = None;
-    loop {
-        match source.facts.try_recv() {
-            Ok(Ok(facts)) => return Ok(facts),
-            Ok(Err(reason)) => why = Some(reason),
-            Err(_) => {
-                return Err(format!(
-                    "waiting for the facts about this node: {}",
-                    why.as_deref().unwrap_or("the API server has not told them yet")
-                ));
-            }
+/// `why` is what was told last: it is told once, and holds until something else is.
+fn look_for_facts(source: &mut KubernetesFacts, why: &mut String) -> Result<LocalFacts, String> {
+    while let Ok(found) = source.facts.try_recv() {
+        match found {
+            Ok(facts) => return Ok(facts),
+            Err(reason) => *why = reason,
         }
     }
+    Err(format!("waiting for the facts about this node: {why}"))
 }
 
 /// Answers while the agent waits.

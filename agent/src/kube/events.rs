@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::Client;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::PostParams;
+use kube::{Api, Client};
 use podspan_kubernetes::conditions::shorten;
 use podspan_kubernetes::names;
 use tokio::time::{Instant, timeout};
@@ -76,7 +79,8 @@ impl Limiter {
 
 /// Tells.
 pub struct Teller {
-    recorder: Recorder,
+    api: Api<Event>,
+    instance: String,
     limiter: Limiter,
 }
 
@@ -84,11 +88,12 @@ impl Teller {
     /// For the agent of `node`.
     #[must_use]
     pub fn new(client: Client, node: &str) -> Self {
-        let reporter = Reporter {
-            controller: names::AGENT.to_owned(),
-            instance: Some(format!("{}-{node}", names::AGENT)),
-        };
-        Self { recorder: Recorder::new(client, reporter), limiter: Limiter::new(Instant::now()) }
+        Self {
+            api: Api::namespaced(client, names::CLUSTER_EVENTS_NAMESPACE),
+            // At most 128 characters (Event v1, `reportingInstance`).
+            instance: shorten(&format!("{}-{node}", names::AGENT), 128),
+            limiter: Limiter::new(Instant::now()),
+        }
     }
 
     /// Tells it, unless that would be a flood. An Event that cannot be written is lost: the status stays.
@@ -98,14 +103,22 @@ impl Teller {
             return;
         }
         let event = Event {
-            type_: if news.warning { EventType::Warning } else { EventType::Normal },
-            reason: news.reason,
+            metadata: ObjectMeta {
+                generate_name: news.about.name.as_ref().map(|name| format!("{name}.")),
+                ..ObjectMeta::default()
+            },
+            type_: Some(if news.warning { "Warning" } else { "Normal" }.to_owned()),
+            reason: Some(news.reason),
             note: Some(shorten(&news.note, MAX_NOTE)),
-            action: "Observe".to_owned(),
-            secondary: None,
+            action: Some("Observe".to_owned()),
+            event_time: Some(MicroTime(Timestamp::now())),
+            reporting_controller: Some(names::AGENT.to_owned()),
+            reporting_instance: Some(self.instance.clone()),
+            regarding: Some(news.about),
+            ..Event::default()
         };
-        match timeout(WITHIN, self.recorder.publish(&event, &news.about)).await {
-            Ok(Ok(())) => {}
+        match timeout(WITHIN, self.api.create(&PostParams::default(), &event)).await {
+            Ok(Ok(_)) => {}
             Ok(Err(error)) => debug!(why = describe(&error), "an Event could not be written"),
             Err(_) => debug!("an Event could not be written in time"),
         }

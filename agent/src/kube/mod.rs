@@ -22,7 +22,7 @@
 //! | cluster | `clustersets/status`, `peerclusters/status.podspan.io` | patch |
 //! | `kube-system` | `pods` | list |
 //! | `kube-system` | `daemonsets.apps`, named `kindnet` | get |
-//! | `default` | `events.events.k8s.io` (Events about objects without a namespace are there) | create patch |
+//! | `default` | `events.events.k8s.io` (Events about objects without a namespace are there) | create |
 //! | `podspan-system` | `leases.coordination.k8s.io` | create |
 //! | `podspan-system` | `leases.coordination.k8s.io`, named `podspan-status` | get update |
 

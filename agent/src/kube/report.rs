@@ -118,7 +118,12 @@ fn peer_conditions(status: &Status, cluster: &ClusterStatus, gateways: &[&NodeSt
     } else {
         let total = gateways.len();
         match cluster.state {
-            Reachability::Up => Wanted::new(READY, true, "AllGatewaysUp", format!("{total} gateways answer")),
+            Reachability::Up if total == 1 => {
+                Wanted::new(READY, true, "AllGatewaysUp", "its one gateway answers")
+            }
+            Reachability::Up => {
+                Wanted::new(READY, true, "AllGatewaysUp", format!("all {total} gateways answer"))
+            }
             Reachability::Degraded => {
                 let (down, partly) = (with(Reachability::Down), with(Reachability::Degraded));
                 let message = match (down.is_empty(), partly.is_empty()) {
@@ -237,7 +242,12 @@ fn own_conditions(status: &Status, own: &Own<'_>) -> Vec<Wanted> {
             "no node is a gateway, other clusters cannot reach this one: kubectl label node NODE \
              podspan.io/gateway=true",
         ),
-        Ok(()) => Wanted::new(READY, true, "Forwarding", format!("{} gateways", own.gateways)),
+        Ok(()) => Wanted::new(
+            READY,
+            true,
+            "Forwarding",
+            format!("gateways: {} of {} nodes", own.gateways, own.nodes),
+        ),
     };
     let problems =
         || own.contradictions.iter().filter(|contradiction| contradiction.severity == Severity::Problem);

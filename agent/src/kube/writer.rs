@@ -388,15 +388,12 @@ impl Writer {
     }
 
     /// How many gateways there are, and what is wrong with the cluster and its nodes. Of other nodes only
-    /// their own labels, annotations and addresses are judged: the rest is theirs to tell.
+    /// what the Nodes themselves say is judged: the objects of their network are theirs to judge.
     fn look_at_nodes(&self, tenure: &Tenure, view: &View) -> (usize, Vec<Contradiction>) {
-        let mut wrong: Vec<Contradiction> = view
-            .found
-            .contradictions
-            .iter()
-            .filter(|wrong| wrong.about == About::ClusterSet)
-            .cloned()
-            .collect();
+        let of_set = |wrong: &&Contradiction| wrong.about == About::ClusterSet;
+        let mut wrong: Vec<Contradiction> =
+            view.found.contradictions.iter().filter(of_set).cloned().collect();
+        let by_node = view.objects.calico_blocks.is_empty() && view.objects.cilium_node.is_none();
         let mut gateways = 0;
         for node in &tenure.nodes {
             let objects = Objects {
@@ -408,14 +405,9 @@ impl Writer {
             let found = discover(&objects, &self.grant);
             gateways += usize::from(found.gateway);
             wrong.extend(found.contradictions.into_iter().filter(|wrong| {
-                wrong.about == About::Node
-                    && matches!(
-                        wrong.reason,
-                        Reason::InvalidLabel
-                            | Reason::InvalidAnnotation
-                            | Reason::NoAddress
-                            | Reason::ConflictingOverrides
-                    )
+                let by_cidrs =
+                    matches!(wrong.reason, Reason::NoPodCidr | Reason::OutsideGrant | Reason::Disagreement);
+                wrong.about == About::Node && (by_node || !by_cidrs)
             }));
         }
         let service = view.found.settings.service.as_ref();

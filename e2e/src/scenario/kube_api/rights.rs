@@ -36,7 +36,7 @@ const IN_NAMESPACE: [(&str, &str, &str, &str); 6] = [
     ("podspan-system", "daemonsets.apps", "podspan-agent", "get list watch"),
     ("kube-system", "pods", "", "list"),
     ("kube-system", "daemonsets.apps", "kindnet", "get"),
-    ("default", "events.events.k8s.io", "", "create patch"),
+    ("default", "events.events.k8s.io", "", "create"),
 ];
 
 type Right = (String, String, BTreeSet<String>);
