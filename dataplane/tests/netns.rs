@@ -208,9 +208,9 @@ fn end(node: &Node, to: SocketAddr) {
 }
 
 /// Moves `bytes` from `from` to `to` by TCP over `streams` connections, checks each byte; returns the time.
-fn tcp(from: &Node, to: &Node, address: SocketAddr, bytes: usize, streams: usize) -> Duration {
+fn tcp(from: &Namespace, to: &Namespace, address: SocketAddr, bytes: usize, streams: usize) -> Duration {
     let (ready, is_ready) = std::sync::mpsc::channel();
-    let server = to.namespace.inside(move || {
+    let server = to.inside(move || {
         let listener = TcpListener::bind(address).unwrap();
         ready.send(()).unwrap();
         let readers: Vec<_> = (0..streams)
@@ -234,7 +234,7 @@ fn tcp(from: &Node, to: &Node, address: SocketAddr, bytes: usize, streams: usize
         readers.into_iter().for_each(|reader| reader.join().unwrap());
     });
     is_ready.recv().unwrap();
-    let client = from.namespace.inside(move || {
+    let client = from.inside(move || {
         let start = Instant::now();
         let writers: Vec<_> = (0..streams)
             .map(|_| {
@@ -275,7 +275,7 @@ fn pods_reach_each_other_over_both_underlays_in_both_families(offload: Offload) 
             echo.join().unwrap();
         }
         for address in ["10.201.0.1:8", "[fd00:201::1]:8"] {
-            tcp(&b, &a, address.parse().unwrap(), 4 << 20, 3);
+            tcp(&b.namespace, &a.namespace, address.parse().unwrap(), 4 << 20, 3);
         }
         let status = a.dataplane().status();
         assert_eq!(status.peers.len(), 1);
@@ -442,6 +442,11 @@ macro_rules! with_offloads {
             }
 
             #[test]
+            fn packets_of_pods_are_forwarded_whole() {
+                super::packets_of_pods_are_forwarded_whole($offload);
+            }
+
+            #[test]
             fn marks_of_congestion_cross_the_tunnel() {
                 super::marks_of_congestion_cross_the_tunnel($offload);
             }
@@ -469,7 +474,7 @@ fn offloads_do_what_they_are_for(offload: Offload) {
     let (a, b) = pair(offload, (1, 1), 4, true);
     let before = (a.worker(), b.worker());
     assert_eq!((before.0.offload, before.1.offload), (offload, offload), "this kernel has all of them");
-    tcp(&a, &b, "10.202.0.1:8".parse().unwrap(), 32 << 20, 1);
+    tcp(&a.namespace, &b.namespace, "10.202.0.1:8".parse().unwrap(), 32 << 20, 1);
     let after = (a.worker(), b.worker());
     let ratio = |packets: u64, calls: u64| packets as f64 / calls as f64;
     let sent = after.0.tx_outer_packets - before.0.tx_outer_packets;
@@ -592,13 +597,58 @@ fn marks_of_congestion_cross_the_tunnel(offload: Offload) {
     assert_eq!(receiver.join().unwrap(), [0xb8, 0xb9, 0xbb]);
 }
 
+/// A pod behind a node, on a veth with an MTU of its own: 10.20N.0.9 and fd00:20N::9.
+fn pod(node: &Node, mtu: u32) -> Namespace {
+    let (pod, n) = (Namespace::new("pod"), node.number);
+    ip(&format!("link add pod0 netns {} type veth peer name eth0 netns {}", node.namespace.0, pod.0));
+    for (namespace, device) in [(&node.namespace, "pod0"), (&pod, "eth0")] {
+        namespace.ip(&format!("link set {device} mtu {mtu} up"));
+    }
+    node.namespace.ip("addr add fe80::1/64 dev pod0 nodad");
+    node.namespace.ip(&format!("route add 10.20{n}.0.9 dev pod0"));
+    node.namespace.ip(&format!("route add fd00:20{n}::9 dev pod0"));
+    pod.ip(&format!("addr add 10.20{n}.0.9/24 dev eth0"));
+    pod.ip(&format!("addr add fd00:20{n}::9/64 dev eth0 nodad"));
+    pod.ip(&format!("route add default via 10.20{n}.0.1"));
+    pod.ip("route add default via fe80::1 dev eth0");
+    let forward = node.namespace.inside(|| {
+        for family in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            std::fs::write(format!("/proc/sys/net/{family}"), "1").unwrap();
+        }
+    });
+    forward.join().unwrap();
+    pod
+}
+
+/// What the kernels of the nodes forward goes through in big packets, too, between pods whose MTUs are larger
+/// and smaller than the tunnel's.
+fn packets_of_pods_are_forwarded_whole(offload: Offload) {
+    let (a, b) = pair(offload, (1, 1), 4, true);
+    let pods = (pod(&a, 1500), pod(&b, 1300));
+    for (from, to, address) in [
+        (&pods.0, &pods.1, "10.202.0.9:8"),
+        (&pods.1, &pods.0, "10.201.0.9:8"),
+        (&pods.0, &pods.1, "[fd00:202::9]:8"),
+        (&pods.1, &pods.0, "[fd00:201::9]:8"),
+    ] {
+        tcp(from, to, address.parse().unwrap(), 4 << 20, 2);
+    }
+    if offload == Offload::ALL {
+        let (a, b) = (a.worker(), b.worker());
+        for worker in [a, b] {
+            assert!(worker.calls.tun_read < worker.tx_inner_packets, "nothing big was read");
+            assert!(worker.calls.tun_write < worker.rx_inner_packets, "nothing was merged");
+        }
+    }
+}
+
 /// Outer packets that are larger than the underlay's MTU are fragmented, which does not go with GSO.
 fn an_underlay_too_narrow_for_the_tunnel_costs_speed_and_nothing_else(offload: Offload) {
     let (a, b) = pair(offload, (1, 1), 4, true);
     for node in [&a, &b] {
         node.namespace.ip("link set veth0 mtu 1300");
     }
-    tcp(&a, &b, "10.202.0.1:8".parse().unwrap(), 4 << 20, 1);
+    tcp(&a.namespace, &b.namespace, "10.202.0.1:8".parse().unwrap(), 4 << 20, 1);
     let status = a.dataplane().status();
     assert_eq!(status.peers[0].lanes[0].drops.total(), 0, "{:?}", status.peers[0].lanes[0].drops);
     // What is small enough still goes together: the offload was not given up for good.
@@ -618,8 +668,8 @@ fn an_interface_changes_its_mode_from_one_start_to_the_next() {
         a.set_table(&b, "192.0.2.2", true);
         ask(&a, address, 100);
         assert_eq!(a.worker().offload, offload);
-        tcp(&a, &b, "10.202.0.1:8".parse().unwrap(), 1 << 20, 2);
-        tcp(&b, &a, "10.201.0.1:8".parse().unwrap(), 1 << 20, 2);
+        tcp(&a.namespace, &b.namespace, "10.202.0.1:8".parse().unwrap(), 1 << 20, 2);
+        tcp(&b.namespace, &a.namespace, "10.201.0.1:8".parse().unwrap(), 1 << 20, 2);
     }
     end(&a, address);
     echo.join().unwrap();
@@ -740,7 +790,7 @@ fn measure() {
         let kpps = received.join().unwrap() as f64 / seconds.as_secs_f64() / 1000.0;
         for streams in [1, 4] {
             let bytes = 400 << 20;
-            let took = tcp(&a, &b, "10.202.0.1:8".parse().unwrap(), bytes, streams);
+            let took = tcp(&a.namespace, &b.namespace, "10.202.0.1:8".parse().unwrap(), bytes, streams);
             let gbit = bytes as f64 * 8.0 / took.as_secs_f64() / 1e9;
             println!("{lanes} lanes, {offload:?}: TCP {streams} streams {gbit:.2} Gbit/s");
         }

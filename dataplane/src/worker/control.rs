@@ -74,7 +74,8 @@ impl Parts {
             let Some(data) = control.get(HEADER..length) else { break };
             match (word(LENGTH), word(LENGTH + 4), data) {
                 (libc::SOL_UDP, libc::UDP_GRO, &[a, b, c, d]) => {
-                    parts.segment = usize::try_from(libc::c_int::from_ne_bytes([a, b, c, d])).ok();
+                    let segment = usize::try_from(libc::c_int::from_ne_bytes([a, b, c, d]));
+                    parts.segment = segment.ok().filter(|&n| n > 0);
                 }
                 (libc::IPPROTO_IP, libc::IP_TOS, &[class, ..]) => parts.class = class,
                 (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &[a, b, c, d]) => {
