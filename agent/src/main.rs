@@ -58,7 +58,7 @@ enum Log {
 }
 
 fn set_up_log(log: Log) {
-    // boringtun logs ordinary events as errors; what matters of them is logged by the data plane.
+    // boringtun and kube log ordinary events as errors; what matters of them is logged by us.
     let (filter, wrong) = match std::env::var("PODSPAN_LOG") {
         Err(_) => (None, None),
         Ok(levels) => match EnvFilter::try_new(&levels) {
@@ -66,7 +66,7 @@ fn set_up_log(log: Log) {
             Err(error) => (None, Some(error.to_string())),
         },
     };
-    let filter = filter.unwrap_or_else(|| EnvFilter::new("info,boringtun=off"));
+    let filter = filter.unwrap_or_else(|| EnvFilter::new("info,boringtun=off,kube_client=off"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log {
         Log::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),

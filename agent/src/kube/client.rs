@@ -76,7 +76,8 @@ pub fn describe(error: &kube::Error) -> String {
     let mut cause: Option<&dyn std::error::Error> = error.source().or(Some(error));
     while let Some(error) = cause {
         let part = error.to_string();
-        if !text.contains(&part) {
+        // The last says it, in the case of a connection.
+        if !text.contains(&part) && part != "client error (Connect)" {
             if !text.is_empty() {
                 text.push_str(": ");
             }

@@ -156,7 +156,10 @@ where
                     continue;
                 }
             };
-            shared.answered();
+            // The first event of a list is there before anybody was asked.
+            if !matches!(event, Event::Init) {
+                shared.answered();
+            }
             match event {
                 Event::Init => {
                     listing.clear();
