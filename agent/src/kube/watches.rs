@@ -26,8 +26,9 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long after an error the next one is a first one again.
 const CALM: Duration = Duration::from_secs(60);
-/// The pause where something is not allowed: somebody must change that first.
-const FORBIDDEN_PAUSE: Duration = Duration::from_secs(60);
+/// How long something must be forbidden before that is believed: an API server that has just started forbids
+/// everything until it has read the roles.
+const BELIEVED: Duration = Duration::from_secs(15);
 
 /// What a watch knows.
 #[derive(Clone, Debug)]
@@ -129,7 +130,7 @@ where
         let mut stream = pin!(watcher(self.api, self.config));
         let mut known = BTreeMap::new();
         let mut listing = BTreeMap::new();
-        let mut failures = Failures::default();
+        let (mut failures, mut refusals) = (Failures::default(), Refusals::default());
         while let Some(event) = stream.next().await {
             let event = match event {
                 Ok(event) => event,
@@ -144,8 +145,7 @@ where
                         }
                         Some(error) if is_forbidden(error) => {
                             shared.answered();
-                            refuse(seen, shared, format!("{what} cannot be read: {}", describe(error)));
-                            FORBIDDEN_PAUSE
+                            refusals.note(seen, shared, format!("{what} cannot be read: {}", describe(error)))
                         }
                         _ => {
                             shared.failed(cause(&error).map_or_else(|| error.to_string(), describe));
@@ -159,6 +159,7 @@ where
             // The first event of a list is there before anybody was asked.
             if !matches!(event, Event::Init) {
                 shared.answered();
+                refusals = Refusals::default();
             }
             match event {
                 Event::Init => {
@@ -233,6 +234,24 @@ impl Failures {
     }
 }
 
+/// What is forbidden, since when.
+#[derive(Default)]
+struct Refusals {
+    since: Option<Instant>,
+    failures: Failures,
+}
+
+impl Refusals {
+    /// Notes one; the answer is how long to wait.
+    fn note<K>(&mut self, seen: &watch::Sender<Seen<K>>, shared: &Shared, why: String) -> Duration {
+        let now = Instant::now();
+        if now.duration_since(*self.since.get_or_insert(now)) >= BELIEVED {
+            refuse(seen, shared, why);
+        }
+        self.failures.pause(now)
+    }
+}
+
 /// Asks for something now and then, where a watch would cost more than it brings.
 pub fn poll<K, F>(
     every: Duration,
@@ -246,16 +265,18 @@ where
 {
     let (sender, receiver) = watch::channel(Seen::default());
     tokio::spawn(async move {
-        let mut failures = Failures::default();
+        let (mut failures, mut refusals) = (Failures::default(), Refusals::default());
         loop {
             let pause = match ask().await {
                 Ok(objects) => {
+                    refusals = Refusals::default();
+                    shared.answered();
                     publish(&sender, &shared, objects);
                     every
                 }
                 Err(error) if is_forbidden(&error) => {
-                    refuse(&sender, &shared, format!("{what} cannot be read: {}", describe(&error)));
-                    every
+                    shared.answered();
+                    refusals.note(&sender, &shared, format!("{what} cannot be read: {}", describe(&error)))
                 }
                 Err(error) => {
                     shared.failed(describe(&error));
