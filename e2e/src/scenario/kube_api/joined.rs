@@ -283,6 +283,18 @@ impl Agent {
         self.directory.join("agent.sock")
     }
 
+    /// Changes the settings file, for the next start.
+    pub(super) fn edit_settings(&self, edit: impl FnOnce(&str) -> String) -> Result<()> {
+        let path = self.directory.join("agent.toml");
+        let text = std::fs::read_to_string(&path).context("cannot read the agent's settings")?;
+        std::fs::write(&path, edit(&text)).context("cannot write the agent's settings")
+    }
+
+    /// Whether there is a state directory.
+    pub(super) fn state_exists(&self) -> bool {
+        self.directory.join("state").exists()
+    }
+
     /// What the agent says of itself.
     pub(super) fn status(&self) -> Result<Status> {
         agent_socket::status(&self.socket()).with_context(|| format!("the agent of {}", self.node))

@@ -1,6 +1,7 @@
 //! Against a real API server without a cluster.
 
 mod facts;
+mod install;
 mod joined;
 mod rights;
 mod schema;
@@ -21,7 +22,7 @@ type Run = fn(&mut KubeApi) -> Result<()>;
 pub(super) fn all() -> Vec<Scenario<KubeApi>> {
     let bare = ApiSetting { podspan: false };
     let podspan = ApiSetting { podspan: true };
-    let all: [(ApiSetting, &'static str, &'static str, Run); 9] = [
+    let all: [(ApiSetting, &'static str, &'static str, Run); 11] = [
         (
             bare,
             "server",
@@ -60,6 +61,18 @@ pub(super) fn all() -> Vec<Scenario<KubeApi>> {
             status::peers,
         ),
         (podspan, "lease", "one agent writes the status; another follows when it is gone", status::lease),
+        (
+            podspan,
+            "manifests",
+            "applied twice, by kubectl or by podspan join, they change nothing",
+            install::manifests,
+        ),
+        (
+            podspan,
+            "leave",
+            "an agent stays with an update and leaves no trace when its DaemonSet is deleted",
+            install::leave,
+        ),
         (podspan, "away", "with the API server away everything goes on, and agents can start", status::away),
     ];
     all.into_iter().map(|(setting, name, about, run)| scenario(setting, name, about, run)).collect()
