@@ -9,8 +9,8 @@ use kube::{Client, Config};
 
 use crate::config::KubernetesSource;
 
-/// How long it may take to connect; a node whose API server is away has other things to do.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// How long it may take to connect, TLS included, on a machine that is busy.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
 /// The environment variable with the Node's name (downward API, `spec.nodeName`).
 const NODE_NAME: &str = "NODE_NAME";

@@ -104,7 +104,8 @@ impl Teller {
         }
         let event = Event {
             metadata: ObjectMeta {
-                generate_name: news.about.name.as_ref().map(|name| format!("{name}.")),
+                // Of a name that ends in a dot the API server wants to hear nothing.
+                generate_name: news.about.name.as_ref().map(|name| format!("{name}-")),
                 ..ObjectMeta::default()
             },
             type_: Some(if news.warning { "Warning" } else { "Normal" }.to_owned()),

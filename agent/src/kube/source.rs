@@ -104,7 +104,7 @@ impl Source {
                 () = sleep(PROBE_EVERY) => self.probe().await,
                 () = ended(&mut stopped) => return,
             }
-            let found = self.look(good.as_ref());
+            let Some(found) = self.look(good.as_ref()) else { continue };
             if let Ok(facts) = &found {
                 if good.as_ref() != Some(facts) {
                     self.keep(facts).await;
@@ -128,28 +128,30 @@ impl Source {
         }
     }
 
-    fn look(&mut self, before: Option<&LocalFacts>) -> Found {
+    /// The facts as they are now, or why there are none; nothing while a watch has only begun.
+    fn look(&mut self, before: Option<&LocalFacts>) -> Option<Found> {
         if let Some(away) = self.shared.away()
             && away.since.elapsed() >= AWAY
         {
-            return Err(format!("the API server does not answer ({})", away.why));
+            return Some(Err(format!("the API server does not answer ({})", away.why)));
         }
-        let Some(mut objects) = self.watched.objects() else { return Err(self.watched.waiting_for()) };
+        let Some(mut objects) = self.watched.objects() else {
+            return before.is_none().then(|| Err(self.watched.waiting_for()));
+        };
         if objects.node.is_none() {
-            return Err(self.watched.waiting_for());
+            return Some(Err(self.watched.waiting_for()));
         }
         let mut found = discover(&objects, &self.grant);
         self.watched.set_service(found.settings.service.as_ref());
         if found.settings.service.is_some() {
             // The watch may have been started just now.
-            let Some(again) = self.watched.objects() else { return Err(self.watched.waiting_for()) };
-            objects = again;
+            objects = self.watched.objects()?;
             found = discover(&objects, &self.grant);
         }
         self.cni.send_if_modified(|known| std::mem::replace(known, found.settings.cni) != found.settings.cni);
         let facts = local(self.node.clone(), &found, before);
         self.view.send_replace(Some(View { objects: Arc::new(objects), found: Arc::new(found) }));
-        Ok(facts)
+        Some(Ok(facts))
     }
 
     async fn send(&mut self, found: Found) {

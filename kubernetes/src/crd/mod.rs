@@ -6,7 +6,7 @@ mod peer_cluster;
 mod schema;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+    CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrArray,
 };
 use kube::CustomResourceExt as _;
 
@@ -24,12 +24,16 @@ pub fn definitions() -> Vec<(&'static str, CustomResourceDefinition)> {
     all.into_iter().map(|(file, definition)| (file, plain(definition))).collect()
 }
 
-/// Takes out the formats that are Rust's and not OpenAPI's: the API server would warn of each.
+/// Takes out the formats that are Rust's and not OpenAPI's (the API server would warn of each), and lets an
+/// empty `spec` be one.
 fn plain(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
     for version in &mut definition.spec.versions {
         let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
-        if let Some(schema) = schema {
-            strip(schema);
+        let Some(schema) = schema else { continue };
+        strip(schema);
+        // Whoever takes the last setting out by server-side apply leaves null behind, which the default mends.
+        if let Some(spec) = schema.properties.as_mut().and_then(|all| all.get_mut("spec")) {
+            spec.default = Some(JSON(serde_json::json!({})));
         }
     }
     definition
