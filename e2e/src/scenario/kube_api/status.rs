@@ -230,5 +230,5 @@ pub(super) fn away(api: &mut KubeApi) -> Result<()> {
     beta_is(api, "Connected", "AllGatewaysUp", Duration::from_secs(60))?;
     drop(beta);
     joined.end(api)?;
-    findings.conclude(8)
+    findings.conclude(7)
 }
