@@ -101,6 +101,9 @@ pub(crate) fn exec(exec: &Exec) -> Result<ExitCode> {
     if Record::load()?.is_none() {
         bail!("there is no lab; make one with `cargo lab up`");
     }
+    if Record::load()?.is_some_and(|record| record.kube.is_some()) {
+        bail!("clusters of real Kubernetes are up: `cargo lab kube exec NODE -- COMMAND`");
+    }
     let (program, args) = exec.command.split_first().context("no command was given")?;
     let code = Cmd::new(program).args(args).within(&netns).hand_over()?;
     Ok(ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1)))

@@ -19,6 +19,9 @@ pub(crate) fn status() -> Result<ExitCode> {
         screen.raw("there is no lab; make one with `cargo lab up`");
         return Ok(ExitCode::FAILURE);
     };
+    if record.kube.is_some() {
+        return crate::kube::run(&crate::kube::KubeCommand::Status);
+    }
     let stage = match record.stage {
         Stage::Up => "up",
         Stage::Working => "being made or used by a running command, or left by one that was cut short",

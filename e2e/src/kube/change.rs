@@ -77,7 +77,12 @@ impl Clusters {
         self.site.record.daemons.retain(|daemon| daemon.name != node::daemon_name(node));
         self.site.record.save()?;
         self.site.remove_netns(&node.netns())?;
+        let known = self.wait_for_pod_cidrs(index)?;
         self.kubectl(cluster, &["delete", "node", &node.name])?;
+        for other in self.plan.clusters[index].nodes.iter().filter(|other| *other != node) {
+            let gone = known[&node.name].both().map(|cidr| format!("route del {cidr}"));
+            ip_batch(&other.netns(), &gone)?;
+        }
         self.plan.clusters[index].nodes.retain(|other| other != node);
         Ok(())
     }

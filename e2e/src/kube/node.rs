@@ -22,7 +22,7 @@ pub(crate) fn disks() -> PathBuf {
 }
 
 /// Directories of a node that are its own and stay when it is started anew.
-const KEPT: [(&str, &str); 9] = [
+const KEPT: [(&str, &str); 8] = [
     ("kubernetes", "/etc/kubernetes"),
     ("cni-conf", "/etc/cni/net.d"),
     ("cni-bin", "/opt/cni/bin"),
@@ -31,7 +31,6 @@ const KEPT: [(&str, &str); 9] = [
     ("kubelet", "/var/lib/kubelet"),
     ("pod-logs", "/var/log/pods"),
     ("container-logs", "/var/log/containers"),
-    ("podspan", "/var/lib/podspan"),
 ];
 
 /// The CNI plugins of Debian that a node gets.

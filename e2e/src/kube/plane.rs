@@ -129,6 +129,12 @@ impl Plane {
             ("authorization-mode", "Node,RBAC".to_owned()),
             ("enable-admission-plugins", "NodeRestriction".to_owned()),
             ("allow-privileged", "true".to_owned()),
+            // Nobody has such a certificate; without these the controllers' logs are full of complaints.
+            ("requestheader-client-ca-file", pki("ca.crt")),
+            ("requestheader-allowed-names", "front-proxy-client".to_owned()),
+            ("requestheader-extra-headers-prefix", "X-Remote-Extra-".to_owned()),
+            ("requestheader-group-headers", "X-Remote-Group".to_owned()),
+            ("requestheader-username-headers", "X-Remote-User".to_owned()),
         ];
         let flags = flags.map(|(name, value)| format!("--{name}={value}"));
         let cmd = Cmd::new(self.programs.path("kube-apiserver")).args(flags).within(&self.netns);

@@ -87,13 +87,14 @@ impl Site {
 
     /// What runs and what has ended, with the ends of the logs.
     pub(crate) fn diagnosis(&self) -> String {
-        const LINES: usize = 8;
+        const LINES: usize = 4;
+        const LENGTH: usize = 300;
         let mut text = String::new();
         for daemon in &self.record.daemons {
             let state = if daemon.process.is_alive() { "runs" } else { "has ended" };
             text.push_str(&format!("  {} {state}; its log ends:\n", daemon.name));
             for line in Self::log_tail(&daemon.name, LINES).lines() {
-                text.push_str(&format!("    {line}\n"));
+                text.push_str(&format!("    {}\n", line.chars().take(LENGTH).collect::<String>()));
             }
         }
         text

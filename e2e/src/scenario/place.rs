@@ -109,9 +109,20 @@ impl Place for KubeApi {
 
 /// How clusters differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ClustersSetting {
-    /// Whether podspan joins them.
-    pub(crate) podspan: bool,
+pub(crate) enum ClustersSetting {
+    /// They know nothing of each other.
+    Bare,
+    /// podspan joins them.
+    Joined,
+    /// podspan joins them, and nothing but its leaving happens to them: they are compared with what they were.
+    Leaving,
+}
+
+impl ClustersSetting {
+    /// Whether podspan's programs are needed.
+    pub(crate) fn podspan(self) -> bool {
+        self != Self::Bare
+    }
 }
 
 impl Place for Clusters {
@@ -120,14 +131,19 @@ impl Place for Clusters {
     const TIME: Duration = Duration::from_secs(600);
 
     fn name(setting: ClustersSetting) -> String {
-        if setting.podspan { "kube/joined" } else { "kube/bare" }.to_owned()
+        match setting {
+            ClustersSetting::Bare => "kube/bare",
+            ClustersSetting::Joined => "kube/joined",
+            ClustersSetting::Leaving => "kube/leaving",
+        }
+        .to_owned()
     }
 
     fn make(setting: ClustersSetting, built: &Built, screen: Screen) -> Result<Self> {
         let kubernetes = built.kubernetes.as_ref().context("Kubernetes was not built")?;
-        let podspan = built.podspan.as_ref().filter(|_| setting.podspan);
+        let podspan = built.podspan.as_ref().filter(|_| setting.podspan());
         let mut clusters = Self::create(kubernetes, podspan, screen)?;
-        if setting.podspan
+        if setting.podspan()
             && let Err(error) = clusters.start_podspan()
         {
             return Err(error.context(clusters.diagnosis()));

@@ -107,7 +107,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     let mut built = Built::default();
     if worlds.iter().any(|scenario| scenario.setting.podspan)
         || api.iter().any(|scenario| scenario.setting.podspan)
-        || clusters.iter().any(|scenario| scenario.setting.podspan)
+        || clusters.iter().any(|scenario| scenario.setting.podspan())
     {
         built.podspan = Some(build::programs(&screen)?);
     }

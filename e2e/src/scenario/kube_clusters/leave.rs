@@ -19,7 +19,11 @@ pub(super) fn leave(clusters: &mut Clusters) -> Result<()> {
         let before = clusters.before.get(cluster).context("the clusters were not looked at before")?;
         let after = clusters.look(cluster)?;
         findings.require(before.len() > 500, || format!("only {} things were looked at", before.len()));
-        for difference in before.differences(&after) {
+        // A container cannot remove what is mounted into it: of the state directory, which kubelet made for it as
+        // a mount point, the empty directory stays.
+        let emptied = |line: &&String| line.ends_with("/var/lib/podspan = mode 40700, owner 0:0 ");
+        let differences = before.differences(&after);
+        for difference in differences.iter().filter(|line| !emptied(line)) {
             findings.require(false, || format!("{cluster}: {difference}"));
         }
     }

@@ -16,8 +16,8 @@ use crate::kube::Clusters;
 
 /// All of them: first those of clusters that know nothing of each other.
 pub(super) fn all() -> Vec<Scenario<Clusters>> {
-    let bare = |name, about, run| scenario(ClustersSetting { podspan: false }, name, about, run);
-    let joined = |name, about, run| scenario(ClustersSetting { podspan: true }, name, about, run);
+    let bare = |name, about, run| scenario(ClustersSetting::Bare, name, about, run);
+    let joined = |name, about, run| scenario(ClustersSetting::Joined, name, about, run);
     vec![
         bare(
             "inside",
@@ -63,7 +63,12 @@ pub(super) fn all() -> Vec<Scenario<Clusters>> {
         ),
         joined("node-added", "a node added and taken away", changes::node_added),
         joined("node-rebooted", "a node's power cut, its namespace made anew", changes::node_rebooted),
-        joined("leave", "podspan leave: nodes and clusters exactly as before, pods run on", leave::leave),
+        scenario(
+            ClustersSetting::Leaving,
+            "leave",
+            "podspan leave: nodes and clusters exactly as before, pods run on",
+            leave::leave,
+        ),
     ]
 }
 
