@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use podspan_dataplane::Offload;
 use podspan_wire::NodeName;
 use podspan_wire::settings::{FilePath, ListenAddress, Reader, Section, SettingsError};
 
@@ -70,6 +71,8 @@ pub struct Config {
     pub cni: Option<CniSettings>,
     /// The packet path.
     pub tunnel: Tunnel,
+    /// Offloads of the kernel that are used where it has them; all, but for diagnosis.
+    pub offload: Offload,
 }
 
 /// Settings of the packet path and of what stands in the kernel for it.
@@ -163,6 +166,10 @@ impl Config {
             Some(section) => Self::tunnel(r, section),
             None => Tunnel::default(),
         };
+        let offload = match top.section(r, "offload") {
+            Some(section) => Self::offload(r, section),
+            None => Offload::default(),
+        };
         top.finish(r);
         reader.finish(&path.display().to_string())?;
         // Every `None` of a required value left a fault behind, so that `finish` has returned above.
@@ -176,6 +183,7 @@ impl Config {
             source: source.ok_or_else(missing)?,
             cni,
             tunnel,
+            offload,
         })
     }
 
@@ -204,6 +212,13 @@ impl Config {
         };
         section.finish(r);
         source
+    }
+
+    fn offload<'t>(r: &mut Reader<'t>, mut section: Section<'t>) -> Offload {
+        let mut read = |key| section.optional::<bool>(r, key).unwrap_or(true);
+        let offload = Offload { tso: read("tso"), uso: read("uso"), gso: read("gso"), gro: read("gro") };
+        section.finish(r);
+        offload
     }
 
     fn tunnel<'t>(r: &mut Reader<'t>, mut section: Section<'t>) -> Tunnel {
@@ -283,6 +298,12 @@ fwmark = 12403
 table = 7183
 rule-priority = 5183
 persistent-keepalive-seconds = 25
+
+[offload]
+tso = false
+uso = true
+gso = false
+gro = true
 "#;
 
     fn parse(text: &str) -> Result<Config, SettingsError> {
@@ -296,6 +317,7 @@ persistent-keepalive-seconds = 25
         assert_eq!(config.source, Source::File { path: "/etc/podspan/node.toml".into() });
         assert_eq!(config.tunnel.lanes, 2);
         assert_eq!(config.tunnel.mtu, Some(1420));
+        assert_eq!(config.offload, Offload { tso: false, uso: true, gso: false, gro: true });
     }
 
     #[test]
@@ -303,6 +325,7 @@ persistent-keepalive-seconds = 25
         let config = parse("bundle = \"b\"\nsource.file = \"n\"\n").unwrap();
         assert_eq!(config.health_listen, None, "no port that nobody asked for");
         assert_eq!(config.on_exit, OnExit::Keep);
+        assert_eq!(config.offload, Offload::ALL);
     }
 
     #[test]
@@ -355,6 +378,10 @@ persistent-keepalive-seconds = 25
             ("tunnel.table", "table = 254"),
             ("tunnel.rule-priority", "rule-priority = 32766"),
             ("tunnel.persistent-keepalive-seconds", "persistent-keepalive-seconds = \"often\""),
+            ("offload.tso", "tso = 1"),
+            ("offload.uso", "uso = \"no\""),
+            ("offload.gso", "gso = []"),
+            ("offload.gro", "gro = {}"),
         ];
         for (key, line) in wrong {
             let name = line.split(' ').next().unwrap();

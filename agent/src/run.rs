@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow, bail};
 use podspan_broker::client::{Client, ClientConfig};
-use podspan_dataplane::{DEFAULT_HANDSHAKE_LIMIT, Dataplane, Offload, Settings};
+use podspan_dataplane::{DEFAULT_HANDSHAKE_LIMIT, Dataplane, Settings};
 use podspan_wire::{Lane, RecordState, UnixTime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -95,7 +95,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         // leaving by another way in clear.
         persist: true,
         handshake_limit: DEFAULT_HANDSHAKE_LIMIT,
-        offload: Offload::default(),
+        offload: config.offload,
     };
     let dataplane = Dataplane::start(settings)?;
 

@@ -31,9 +31,14 @@ fwmark = 12403
 table = 7183
 rule-priority = 5183
 persistent-keepalive-seconds = 25
+[offload]
+tso = true
+uso = true
+gso = true
+gro = true
 "#;
 
-const AGENT_WRONG: [(&str, &str); 17] = [
+const AGENT_WRONG: [(&str, &str); 21] = [
     ("bundle", "bundle = \"\""),
     ("state-dir", "state-dir = 5.5"),
     ("socket", "socket = []"),
@@ -48,6 +53,10 @@ const AGENT_WRONG: [(&str, &str); 17] = [
     ("tunnel.table", "table = -1"),
     ("tunnel.rule-priority", "rule-priority = 32766"),
     ("tunnel.persistent-keepalive-seconds", "persistent-keepalive-seconds = \"often\""),
+    ("offload.tso", "tso = 1"),
+    ("offload.uso", "uso = \"no\""),
+    ("offload.gso", "gso = []"),
+    ("offload.gro", "gro = {}"),
     ("tunnel.lans", "lans = 2"),
     ("on-exti", "on-exti = \"keep\""),
     ("source.fiel", "fiel = \"node.toml\""),
