@@ -39,8 +39,18 @@ fn change(was: &str, is: &str) -> String {
     let minus = old.iter().filter(|line| !new.contains(line)).map(|line| format!("\n    - {line}"));
     let plus = new.iter().filter(|line| !old.contains(line)).map(|line| format!("\n    + {line}"));
     let text: String = minus.chain(plus).collect();
-    if text.is_empty() { "the same lines in another order or number".into() } else { text }
+    if !text.is_empty() {
+        return text;
+    }
+    let sorted = |mut lines: Vec<&str>| {
+        lines.sort_unstable();
+        lines.join("\n")
+    };
+    if sorted(old) == sorted(new) { ORDER.into() } else { "some lines are there more or less often".into() }
 }
+
+/// What is said of a text whose lines are only in another order.
+pub(crate) const ORDER: &str = "the same lines in another order";
 
 #[cfg(test)]
 mod tests {
@@ -66,7 +76,9 @@ mod tests {
         );
         assert!(differences(&before, &before).is_empty());
         let swapped = sections(&[("same", "1"), ("gone", "2"), ("changed", "3"), ("text", "b\na\n")]);
-        assert_eq!(differences(&before, &swapped).len(), 1);
+        assert_eq!(differences(&before, &swapped), [format!("s: changed: text: {ORDER}")]);
+        let twice = sections(&[("same", "1"), ("gone", "2"), ("changed", "3"), ("text", "a\nb\nb\n")]);
+        assert!(differences(&before, &twice)[0].contains("more or less often"));
         assert_eq!(differences(&before, &Sections::new()).len(), 4);
     }
 }

@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::netns::Netns;
 
+pub(crate) use diff::ORDER;
+
 /// State by section: in each the lines, or the entries by key, sorted where their order means nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Snapshot {
