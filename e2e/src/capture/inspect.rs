@@ -28,8 +28,10 @@ pub(crate) struct Expected {
 /// What was found.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Report {
-    /// Packets by kind.
+    /// Packets by kind. One may stand for many: what is sent with GSO is cut after it was captured.
     pub(crate) kinds: BTreeMap<&'static str, u64>,
+    /// Their bytes.
+    pub(crate) bytes: BTreeMap<&'static str, u64>,
     /// Packets that do not belong, the first few in words.
     pub(crate) violations: Vec<String>,
     pub(crate) violation_count: u64,
@@ -44,7 +46,10 @@ impl Expected {
         let index = self.index();
         for frame in frames {
             match self.frame(frame) {
-                Ok(kind) => *report.kinds.entry(kind).or_default() += 1,
+                Ok(kind) => {
+                    *report.kinds.entry(kind).or_default() += 1;
+                    *report.bytes.entry(kind).or_default() += frame.len() as u64;
+                }
                 Err(what) => report.violation(what),
             }
             if let Some(needle) = find(frame, &index) {

@@ -84,6 +84,9 @@ impl Capture {
                 .with_context(|| format!("cannot read the capture {}", link.file.display()))?;
             let frames = pcap::packets(&file).with_context(|| link.file.display().to_string())?;
             let report = expected.inspect(&frames);
+            for (kind, bytes) in report.bytes {
+                *all.bytes.entry(kind).or_default() += bytes;
+            }
             for (kind, count) in report.kinds {
                 *all.kinds.entry(kind).or_default() += count;
             }

@@ -59,7 +59,10 @@ impl KubeApi {
         let mut site = Site::create(screen, false, std::slice::from_ref(&netns))?;
         let address = Dual { v4: nth(network.v4, 1), v6: nth(network.v6, 1) };
         let lines = [
-            "link add br0 up type bridge forward_delay 0 stp_state 0 mcast_snooping 0".to_owned(),
+            // A MAC address of its own: else the bridge takes the least of its ports', which changes when a host
+            // is added, and hosts that are there already go on sending to the old one.
+            "link add br0 address 02:00:00:00:00:01 up type bridge forward_delay 0 stp_state 0 mcast_snooping 0"
+                .to_owned(),
             format!("address add {}/{} dev br0", address.v4, network.v4.length()),
             format!("address add {}/{} dev br0", address.v6, network.v6.length()),
         ];

@@ -57,6 +57,9 @@ fn needles(world: &World) -> Vec<Needle> {
     needles
 }
 
+/// Bytes that each way carries by TCP.
+const UPLOAD: u64 = 500_000;
+
 fn capture(world: &mut World) -> Result<()> {
     let broker = world.topology.broker.address;
     let expected = Expected {
@@ -69,8 +72,8 @@ fn capture(world: &mut World) -> Result<()> {
     let capture = Capture::start(world)?;
     let pattern: String = MARKER.iter().map(|byte| format!("{byte:02x}")).collect();
     let mut findings = Findings::default();
-    for (from, to) in [("alpha/pod5", "beta/pod3"), ("beta/pod1", "gamma/pod3"), ("gamma/pod3", "alpha/pod1")]
-    {
+    let ways = [("alpha/pod5", "beta/pod3"), ("beta/pod1", "gamma/pod3"), ("gamma/pod3", "alpha/pod1")];
+    for (from, to) in ways {
         let netns = world.topology.find(from).context("pod")?;
         for family in Family::BOTH {
             let address = world.pod_address(to, family)?;
@@ -81,7 +84,7 @@ fn capture(world: &mut World) -> Result<()> {
                 .run_ok()?;
             let target = SocketAddr::new(address, POD_PORT);
             let jobs = [
-                Job::new("tcp", target, Task::Upload { bytes: 500_000 }),
+                Job::new("tcp", target, Task::Upload { bytes: UPLOAD }),
                 Job::new("udp", target, Task::Udp { bytes: 1000 }),
             ];
             for outcome in probe::ask(&netns, &jobs)? {
@@ -96,7 +99,11 @@ fn capture(world: &mut World) -> Result<()> {
     findings.require(report.violation_count == 0, || {
         format!("{} packets do not belong: {}", report.violation_count, report.violations.join("\n    "))
     });
-    findings.require(report.count("WireGuard") > 1000, || format!("packets by kind: {:?}", report.kinds));
+    let sealed = report.bytes.get("WireGuard").copied().unwrap_or(0);
+    let sent = (ways.len() * Family::BOTH.len()) as u64 * UPLOAD;
+    findings.require(sealed > sent, || {
+        format!("{sent} bytes were sent through the tunnels, and of WireGuard's {sealed} were captured")
+    });
     findings.require(report.count("broker") > 10, || format!("packets by kind: {:?}", report.kinds));
     findings.expect("leaks", leaks, world::leaks(&world.topology)?);
     findings.conclude(12 + 4)
