@@ -3,6 +3,7 @@
 //! `cargo lab demo` shows, `cargo lab test` proves, `cargo lab up` makes a world to look around in.
 
 mod agent_socket;
+mod bench;
 mod build;
 mod capture;
 mod cni_runtime;
@@ -55,6 +56,8 @@ enum Command {
     Kube(kube::KubeCommand),
     /// Run all tests: unit, property, simulated, and the lab's scenarios
     Test(scenario::TestArgs),
+    /// Measure podspan's data plane side by side with what people would use instead
+    Bench(bench::BenchArgs),
     /// Serve probes in the calling namespace
     #[command(hide = true)]
     ProbeServer {
@@ -114,6 +117,7 @@ fn main() -> ExitCode {
             Command::Down => commands::down(),
             Command::Kube(command) => kube::run(&command),
             Command::Test(args) => scenario::test(&args),
+            Command::Bench(args) => bench::run(&args),
             _ => status::status(),
         }),
     };
