@@ -82,7 +82,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     );
     let bundle = Arc::new(bundle);
 
-    let (host, host_events) = Host::start(HostSettings { state_dir: state.file("host") }).await?;
+    let host_settings = HostSettings { state_dir: state.file("host") };
+    Host::claim(&host_settings, &config.tunnel.interface)?;
+    let (host, host_events) = Host::start(host_settings).await?;
     let (announcement, announcements) = watch::channel(None);
     let (seen_sender, seen) = watch::channel(Seen::default());
     let (published_sender, published) = watch::channel(Published::default());

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use podspan_agent::config::Tunnel;
-use podspan_agent::host::{HostEvent, HostSettings, clean, facts};
+use podspan_agent::host::{Host, HostEvent, HostSettings, clean, facts};
 
 mod host_support;
 use host_support::{Netns, add_tun, desired, node, set_whole, start, until};
@@ -291,6 +291,30 @@ fn clean_leaves_a_sysctl_that_somebody_changed_since() {
         let removed = clean(&settings(&directory), &Tunnel::default()).await.unwrap();
         assert!(!removed.iter().any(|line| line.contains("rp_filter")), "{removed:?}");
         assert_eq!(node.sysctl("net/ipv4/conf/eth0/rp_filter"), "0");
+    });
+}
+
+#[test]
+fn clean_takes_an_unnamed_tun_only_if_an_agent_was_about_to_make_it() {
+    let (node, _router) = node();
+    add_tun(&node);
+    let directory = tempfile::tempdir().unwrap();
+    let settings = settings(&directory);
+    node.within(async {
+        assert_eq!(clean(&settings, &Tunnel::default()).await.unwrap(), Vec::<String>::new());
+        node.run("ip link show dev podspan0");
+        Host::claim(&settings, "podspan0").unwrap();
+        node.run("ip link set podspan0 alias other");
+        assert_eq!(clean(&settings, &Tunnel::default()).await.unwrap(), Vec::<String>::new());
+        node.run("ip link show dev podspan0");
+    });
+    node.run("ip link del podspan0");
+    add_tun(&node);
+    node.within(async {
+        Host::claim(&settings, "podspan0").unwrap();
+        let removed = clean(&settings, &Tunnel::default()).await.unwrap();
+        assert_eq!(removed, ["interface podspan0"]);
+        assert!(node.try_run("ip link show dev podspan0").is_err());
     });
 }
 

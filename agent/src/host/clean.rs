@@ -62,7 +62,8 @@ pub async fn clean(settings: &HostSettings, tunnel: &Tunnel) -> Result<Vec<Strin
     match Netlink::open() {
         Ok(netlink) => {
             // In this order nothing leaves in clear on the way: the nftables table with its leak stop goes last.
-            if let Err(error) = kernel(&netlink, &tables, &interfaces, &mut report).await {
+            let claimed = &state.interfaces;
+            if let Err(error) = kernel(&netlink, &tables, &interfaces, claimed, &mut report).await {
                 report.failed.push(format!("what stands in the kernel cannot be read back: {error}"));
             }
         }
@@ -90,6 +91,7 @@ async fn kernel(
     netlink: &Netlink,
     tables: &BTreeSet<u32>,
     interfaces: &BTreeSet<String>,
+    claimed: &BTreeSet<String>,
     report: &mut Report,
 ) -> io::Result<()> {
     for rule in netlink.rules().await? {
@@ -123,8 +125,9 @@ async fn kernel(
                 report.note(what, netlink.remove_address(link.index, ip, length).await);
             }
         }
-        // A TUN of this name that the agent had no time to give its alias is left: it may be anybody's.
-        if link.tun && link.alias == ALIAS {
+        // Without an alias it may be anybody's, unless an agent noted that it was about to make it.
+        let unnamed = link.alias.is_empty() && claimed.contains(&link.name);
+        if link.tun && (link.alias == ALIAS || unnamed) {
             report.note(format!("interface {}", link.name), netlink.remove_link(link.index).await);
         }
     }

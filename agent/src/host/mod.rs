@@ -99,6 +99,19 @@ impl Host {
         Ok((Self { input: Some(input), applied, shared, task: Some(task) }, events_end))
     }
 
+    /// Notes that the agent is about to make the TUN `interface`, so that [`clean`] knows it even if the agent
+    /// dies before it has given it podspan's alias. To be called before [`Host::start`].
+    ///
+    /// # Errors
+    /// If the state directory cannot be written to.
+    pub fn claim(settings: &HostSettings, interface: &str) -> io::Result<()> {
+        match state::State::claim(&settings.state_dir, interface) {
+            // What is unreadable is put aside, and told of, by the start.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(()),
+            done => done,
+        }
+    }
+
     /// What should stand from now on, whole. Returns at once; what cannot be done is in [`Host::status`] and
     /// tried again.
     pub fn set(&self, desired: HostDesired) {

@@ -98,6 +98,16 @@ impl State {
         Ok(())
     }
 
+    /// Notes, durably, that podspan is about to make `interface`: between its making and its alias there is a
+    /// moment in which an agent may die.
+    ///
+    /// # Errors
+    /// If the directory cannot be written to, or the file holds something else.
+    pub(super) fn claim(directory: &Path, interface: &str) -> io::Result<()> {
+        let mut state = Self::load(directory)?;
+        if state.interfaces.insert(interface.to_owned()) { state.store(directory) } else { Ok(()) }
+    }
+
     /// Remembers a sysctl before its first change; later changes do not touch what was noted then.
     pub(super) fn remember(&mut self, write: &super::sysctl::Write) -> bool {
         if self.sysctls.iter().any(|remembered| remembered.key == write.key) {
