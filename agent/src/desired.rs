@@ -99,7 +99,12 @@ pub fn desired(inputs: &Inputs<'_>) -> DesiredState {
         if remote.iter().any(|cidr| cidr.is_ipv6() == ipv6)
             && !host_addresses.iter().any(|a| a.is_ipv6() == ipv6)
         {
-            problems.push(format!("this node owns no {family} pod CIDR: its host network cannot reach {family} pods of other clusters"));
+            let why = if inputs.facts.pod_cidrs.iter().any(|cidr| cidr.is_ipv6() == ipv6) {
+                format!("no address in this node's {family} pod CIDR is its own")
+            } else {
+                format!("this node owns no {family} pod CIDR")
+            };
+            problems.push(format!("{why}: its host network cannot reach {family} pods of other clusters"));
         }
     }
     let host = HostDesired {

@@ -22,6 +22,9 @@ pub struct LocalFacts {
     pub endpoints: Vec<IpAddr>,
     /// The pod CIDRs that this node owns.
     pub pod_cidrs: CidrSet,
+    /// Under which addresses the node itself goes to other clusters; the first ones of its pod CIDRs if `None`.
+    #[serde(default)]
+    pub host_addresses: Option<Vec<IpAddr>>,
     /// The service CIDRs of the cluster, as far as they are announced.
     pub service_cidrs: CidrSet,
     /// The interfaces by which other nodes of the cluster are reached; found by the endpoints or the
@@ -62,6 +65,7 @@ impl LocalFacts {
             gateway: false,
             endpoints: Vec::new(),
             pod_cidrs: CidrSet::default(),
+            host_addresses: None,
             service_cidrs: CidrSet::default(),
             underlay: Vec::new(),
             addresses: Vec::new(),
@@ -145,6 +149,9 @@ impl LocalFacts {
     /// for each family. No pod ever gets it, and the far side knows to whom it belongs.
     #[must_use]
     pub fn host_addresses(&self) -> Vec<IpAddr> {
+        if let Some(addresses) = &self.host_addresses {
+            return addresses.clone();
+        }
         [false, true]
             .into_iter()
             .filter_map(|ipv6| self.pod_cidrs.iter().find(|cidr| cidr.is_ipv6() == ipv6))

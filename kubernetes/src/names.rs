@@ -31,6 +31,9 @@ pub const GATEWAY_LABEL: &str = "podspan.io/gateway";
 pub const ENDPOINTS_ANNOTATION: &str = "podspan.io/endpoints";
 /// The pod CIDRs that a node owns, separated by commas; wins over everything else.
 pub const POD_CIDRS_ANNOTATION: &str = "podspan.io/pod-cidrs";
+/// The addresses, one of each family, under which the node itself goes to other clusters; they must lie in its pod
+/// CIDRs, and no pod may ever get them.
+pub const HOST_ADDRESSES_ANNOTATION: &str = "podspan.io/host-addresses";
 
 /// The field manager of server-side apply in the agents: status.
 pub const AGENT_MANAGER: &str = "podspan-agent";

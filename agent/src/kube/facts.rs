@@ -14,6 +14,10 @@ pub fn local(node: NodeName, found: &Facts, before: Option<&LocalFacts>) -> Loca
         gateway: found.gateway,
         endpoints: found.endpoints.iter().map(|endpoint| endpoint.value).collect(),
         pod_cidrs: found.pod_cidrs.iter().map(|cidr| cidr.value).collect(),
+        host_addresses: found
+            .host_addresses
+            .as_ref()
+            .map(|addresses| addresses.iter().map(|address| address.value).collect()),
         service_cidrs: found.service_cidrs.iter().map(|cidr| cidr.value).collect(),
         addresses: found.addresses.clone(),
         mtu: found.settings.mtu,
@@ -27,6 +31,7 @@ pub fn local(node: NodeName, found: &Facts, before: Option<&LocalFacts>) -> Loca
     if facts.pod_cidrs.is_empty() && !before.pod_cidrs.is_empty() && lost(Reason::NoPodCidr) {
         keep(&mut facts.discovery, "pod CIDR", &before.pod_cidrs.to_string());
         facts.pod_cidrs = before.pod_cidrs.clone();
+        facts.host_addresses = before.host_addresses.clone();
     }
     if !facts.gateway && before.gateway && lost(Reason::NoAddress) {
         let endpoints: Vec<String> = before.endpoints.iter().map(ToString::to_string).collect();
@@ -59,6 +64,11 @@ fn discovery(found: &Facts) -> Discovery {
         value: endpoint.value.to_string(),
         from: endpoint.from.clone(),
     }));
+    all.extend(found.host_addresses.iter().flatten().map(|address| Discovered {
+        kind: "host address".to_owned(),
+        value: address.value.to_string(),
+        from: address.from.clone(),
+    }));
     all.extend(found.settings.mtu.map(|mtu| Discovered {
         kind: "MTU".to_owned(),
         value: mtu.to_string(),
@@ -79,10 +89,10 @@ fn discovery(found: &Facts) -> Discovery {
 /// Whether two sets of facts announce the same; what is shown of them may differ.
 #[must_use]
 pub fn same_network(a: &LocalFacts, b: &LocalFacts) -> bool {
-    let key = |facts: &LocalFacts| -> (bool, Vec<std::net::IpAddr>, CidrSet, CidrSet, Option<u32>) {
+    let key = |facts: &LocalFacts| -> (bool, [Vec<std::net::IpAddr>; 2], CidrSet, CidrSet, Option<u32>) {
         (
             facts.gateway,
-            facts.endpoints.clone(),
+            [facts.endpoints.clone(), facts.host_addresses()],
             facts.pod_cidrs.clone(),
             facts.service_cidrs.clone(),
             facts.mtu,

@@ -304,6 +304,7 @@ pub fn word(reason: Reason) -> &'static str {
         Reason::OutsideGrant => "OutsideGrant",
         Reason::NoAddress => "NoAddress",
         Reason::NoPodCidr => "NoPodCidr",
+        Reason::NoHostAddress => "NoHostAddress",
         Reason::Disagreement => "Disagreement",
         Reason::ConflictingOverrides => "ConflictingOverrides",
         Reason::Unreadable => "Unreadable",

@@ -44,6 +44,8 @@ pub enum Reason {
     NoAddress,
     /// A node without pod CIDRs.
     NoPodCidr,
+    /// A node without an address of its own within its pod CIDRs.
+    NoHostAddress,
     /// Two sources say different things.
     Disagreement,
     /// Two overrides say different things.

@@ -5,6 +5,7 @@
 mod cni;
 mod endpoints;
 mod found;
+mod host_addresses;
 mod pod_cidrs;
 mod service_cidrs;
 mod settings;
@@ -61,6 +62,8 @@ pub struct Facts {
     pub addresses: Vec<IpAddr>,
     /// The pod CIDRs that it owns and may announce.
     pub pod_cidrs: Vec<Sourced<Cidr>>,
+    /// Under which addresses of its pod CIDRs the node itself goes to other clusters; the first ones if `None`.
+    pub host_addresses: Option<Vec<Sourced<IpAddr>>>,
     /// The cluster's service CIDRs that may be announced.
     pub service_cidrs: Vec<Sourced<Cidr>>,
     /// What the ClusterSet says.
@@ -81,6 +84,7 @@ pub fn discover(objects: &Objects, grant: &Grant) -> Facts {
     );
     let mut pod_cidrs = pod_cidrs::pod_cidrs(objects, &settings, &mut wrong);
     granted("pod", About::Node, &mut pod_cidrs, &grant.pod_cidrs, grant, &mut wrong);
+    let host_addresses = host_addresses::host_addresses(objects, &pod_cidrs, &mut wrong);
     let mut service_cidrs = service_cidrs::service_cidrs(objects, &settings, grant, &mut wrong);
     granted("service", About::ClusterSet, &mut service_cidrs, &grant.service_cidrs, grant, &mut wrong);
 
@@ -115,6 +119,7 @@ pub fn discover(objects: &Objects, grant: &Grant) -> Facts {
         endpoints,
         addresses,
         pod_cidrs,
+        host_addresses,
         service_cidrs,
         settings,
         contradictions: wrong,
