@@ -9,13 +9,16 @@ mod capture;
 mod cni_runtime;
 mod command;
 mod commands;
+mod control;
 mod demo;
+mod impair;
 mod kube;
 mod lying_broker;
 mod matrix;
 mod netns;
 mod probe;
 mod process;
+mod random;
 mod requirements;
 mod rules;
 mod scenario;
@@ -64,7 +67,13 @@ enum Command {
         /// TCP and UDP port
         #[arg(long)]
         port: u16,
+        /// The pod's name: messages for another one are complained about
+        #[arg(long, default_value = "")]
+        name: String,
     },
+    /// Send what a plan says, and keep a ledger of it
+    #[command(hide = true)]
+    Traffic(probe::TrafficArgs),
     /// Be a node of a cluster
     #[command(hide = true)]
     KubeNode {
@@ -94,6 +103,9 @@ enum Command {
     /// Be a broker that lies
     #[command(hide = true)]
     LyingBroker(lying_broker::LyingBroker),
+    /// Forward the underlay's packets with faults
+    #[command(hide = true)]
+    Impair(impair::Impair),
     /// Run the probe jobs given as JSON on standard input
     #[command(hide = true)]
     ProbeClient,
@@ -103,9 +115,11 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
         // The probes are ended by plain signals.
-        Command::ProbeServer { port } => probe::run_server(port).map(|()| ExitCode::SUCCESS),
+        Command::ProbeServer { port, name } => probe::run_server(port, &name).map(|()| ExitCode::SUCCESS),
         Command::ProbeClient => probe::run_client().map(|()| ExitCode::SUCCESS),
         Command::LyingBroker(args) => lying_broker::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Traffic(args) => probe::run_traffic(&args).map(|()| ExitCode::SUCCESS),
+        Command::Impair(args) => impair::run(&args).map(|()| ExitCode::SUCCESS),
         Command::KubeNode { file } => kube::run_node(&file).map(|()| ExitCode::SUCCESS),
         Command::KubeNodeInit { file } => kube::run_node_init(&file).map(|()| ExitCode::SUCCESS),
         Command::FirstPacket { target } => kube::first_packet(target).map(|()| ExitCode::SUCCESS),

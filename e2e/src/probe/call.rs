@@ -1,13 +1,16 @@
 //! Running probe clients in namespaces, from the lab's side.
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
-use super::{Job, Outcome, Task};
+use super::{Arrivals, Job, Outcome, TIMEOUT, Task};
 use crate::command::Cmd;
 use crate::netns::Netns;
+use crate::topology::POD_PORT;
 
 /// The longest that all of the jobs together can take, with something to spare.
 pub(crate) fn bound(jobs: &[Job]) -> Duration {
@@ -70,4 +73,17 @@ impl Pending {
     pub(crate) fn finish(self) -> Result<Vec<Outcome>> {
         self.0.join().map_err(|_| anyhow!("a probe thread panicked"))?
     }
+}
+
+/// What has arrived at the pod in this namespace since the last look.
+pub(crate) fn arrivals(netns: &Netns) -> Result<Arrivals> {
+    netns.enter(|| {
+        let stream = TcpStream::connect_timeout(&([127, 0, 0, 1], POD_PORT).into(), TIMEOUT)
+            .context("no probe server answers in this pod")?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        writeln!(&stream, "arrivals")?;
+        let mut reader = BufReader::new(stream);
+        reader.read_line(&mut String::new())?;
+        serde_json::from_reader(reader).context("the probe server's answer")
+    })
 }

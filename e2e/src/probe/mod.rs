@@ -11,12 +11,15 @@
 //! | `echo` | the server sends back what it gets |
 //! | `upload BYTES SEED` | the client sends that much of the [`pattern`]; the server checks it and answers `ok SUM`, or `bad OFFSET` |
 //! | `download BYTES SEED` | the server sends that much of the pattern |
+//! | `arrivals` | the server tells what has arrived of ledgers' messages, as JSON ([`Arrivals`]) |
 //! | `flood MILLISECONDS` | the server sends as fast as it can for that time |
 //!
-//! UDP: every datagram comes back behind a line `ADDRESS PORT`.
+//! UDP: every datagram comes back behind a line `ADDRESS PORT`; but a ledger's message ([`ledger`]) comes back
+//! as an echo of its own kind.
 
 mod call;
 mod client;
+mod ledger;
 mod pattern;
 mod server;
 mod stream;
@@ -26,8 +29,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use call::{Pending, ask, ask_all, bound, start};
+pub(crate) use call::{Pending, arrivals, ask, ask_all, bound, start};
 pub(crate) use client::run_client;
+pub(crate) use ledger::{
+    Arrivals, HttpPlan, Plan as TrafficPlan, Report as TrafficReport, TcpPlan, Traffic, TrafficArgs, UdpPlan,
+    Window, run as run_traffic,
+};
 pub(crate) use server::run_server;
 
 /// How long a job may wait for its peer unless it says otherwise.

@@ -2,11 +2,13 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::ledger::{Message, Receiver};
 use super::pattern::{Checker, Pattern};
 
 /// How long a connection may be silent.
@@ -15,19 +17,22 @@ const IDLE: Duration = Duration::from_secs(120);
 /// How long a client's first line may be.
 const MAX_LINE: u64 = 256;
 
-/// Serves until it is ended.
-pub(crate) fn run_server(port: u16) -> Result<()> {
+/// Serves until it is ended. Messages of a ledger must be meant for the pod `name`, unless that is empty.
+pub(crate) fn run_server(port: u16, name: &str) -> Result<()> {
     let address: SocketAddr = (Ipv6Addr::UNSPECIFIED, port).into();
     let udp: UdpSocket = socket(Type::DGRAM, Protocol::UDP, address)?.into();
     let listener = socket(Type::STREAM, Protocol::TCP, address)?;
     listener.listen(128)?;
     let listener: TcpListener = listener.into();
-    std::thread::spawn(move || serve_udp(&udp));
+    let receiver = Arc::new(Receiver::new(name));
+    let arrivals = receiver.clone();
+    std::thread::spawn(move || serve_udp(&udp, &arrivals));
     loop {
         match listener.accept() {
             Ok((stream, from)) => {
+                let receiver = receiver.clone();
                 std::thread::spawn(move || {
-                    if let Err(error) = serve(&stream, from) {
+                    if let Err(error) = serve(&stream, from, &receiver) {
                         eprintln!("{from}: {error:#}");
                     }
                 });
@@ -54,13 +59,21 @@ fn seen(from: SocketAddr) -> String {
     format!("{} {}\n", from.ip().to_canonical(), from.port())
 }
 
-fn serve_udp(socket: &UdpSocket) {
+fn serve_udp(socket: &UdpSocket, receiver: &Receiver) {
     let mut buffer = vec![0; 65_536];
+    // This thread only: what ledgers tell is the network's doing, not how busy the machine is.
+    // SAFETY: setpriority takes numbers and touches no memory of ours.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -15) };
     loop {
         // An error here is an ICMP answer to an earlier datagram, and of no concern to the next.
         if let Ok((length, from)) = socket.recv_from(&mut buffer) {
-            let mut answer = seen(from).into_bytes();
-            answer.extend_from_slice(&buffer[..length]);
+            let datagram = &buffer[..length];
+            let answer = if Message::is_one(datagram) {
+                let Some(echo) = receiver.take(datagram) else { continue };
+                echo
+            } else {
+                [seen(from).as_bytes(), datagram].concat()
+            };
             if let Err(error) = socket.send_to(&answer, from) {
                 eprintln!("{from}: udp: {error}");
             }
@@ -68,7 +81,7 @@ fn serve_udp(socket: &UdpSocket) {
     }
 }
 
-fn serve(stream: &TcpStream, from: SocketAddr) -> Result<()> {
+fn serve(stream: &TcpStream, from: SocketAddr, receiver: &Receiver) -> Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(IDLE))?;
     stream.set_write_timeout(Some(IDLE))?;
@@ -85,6 +98,7 @@ fn serve(stream: &TcpStream, from: SocketAddr) -> Result<()> {
         Some("echo") => echo(&mut reader, out),
         Some("upload") => upload(&mut reader, out, number(1)?, number(2)?),
         Some("download") => send_pattern(out, number(1)?, number(2)?).map(drop),
+        Some("arrivals") => Ok(serde_json::to_writer(out, &receiver.look())?),
         Some("flood") => flood(out, Duration::from_millis(number(1)?)),
         _ => bail!("unknown request {line:?}"),
     }

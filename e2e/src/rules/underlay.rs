@@ -44,10 +44,13 @@ pub(crate) fn router_between(underlay: &[(&'static str, Dual<Cidr>)]) -> Script 
          set underlay6 {{ type ipv6_addr; flags interval; elements = {{ {} }}; }}\n\
          chain owned {{ type filter hook prerouting priority raw; policy drop;\n\
          iifname lo accept\n\
+         iifname {} accept\n\
          fib daddr type {{ local, broadcast, multicast, anycast }} accept\n\
          {rules}}}\n}}\n",
         set(false),
-        set(true)
+        set(true),
+        // What comes from there has passed this chain already.
+        crate::impair::INTERFACE
     ))
 }
 

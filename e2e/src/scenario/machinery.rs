@@ -25,6 +25,11 @@ pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
         ),
         scenario("capture", "a capture on the router finds what does not belong there", capture),
         scenario("transfer", "200 MB pass unchanged each way, streams go on without a gap", transfer),
+        scenario(
+            "impaired",
+            "the impaired underlay loses, delays, doubles, reorders and blocks as it is told",
+            super::impaired::impaired,
+        ),
         scenario("cni", "the CNI runtime: CHECK, DEL twice, ADD again, errors with their code", cni),
     ]
 }

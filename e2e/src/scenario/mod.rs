@@ -1,6 +1,7 @@
 //! Scenarios: each shows one thing in a world of a certain kind.
 
 mod baseline;
+mod impaired;
 mod joined;
 mod kube_api;
 mod kube_clusters;

@@ -220,7 +220,10 @@ impl World {
         let internet = &self.topology.internet;
         let places: Vec<_> = pods.chain(nodes).chain([(internet.name.into(), internet.netns())]).collect();
         for (place, netns) in &places {
-            let cmd = Cmd::lab().args(["probe-server", "--port", &POD_PORT.to_string()]).within(netns);
+            // Hosts have no name: a node's address may be asked for under any.
+            let name = if place.contains('/') { place.as_str() } else { "" };
+            let port = POD_PORT.to_string();
+            let cmd = Cmd::lab().args(["probe-server", "--port", &port, "--name", name]).within(netns);
             self.start_daemon(&format!("probe server {place}"), &cmd)?;
         }
         for (place, netns) in &places {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::calm::{Calm, WAYS};
-use super::random::Random;
 use super::tls::{Client, status};
+use crate::random::Random;
 use crate::scenario::Findings;
 use crate::topology::BROKER_PORT;
 use crate::world::World;

@@ -8,7 +8,6 @@ mod doors;
 mod namesakes;
 mod plugin;
 mod ports;
-mod random;
 mod settings;
 mod signer;
 mod socket;

@@ -5,9 +5,9 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::calm::{Calm, WAYS};
-use super::random::Random;
 use crate::cni_runtime::CniError;
 use crate::command::Cmd;
+use crate::random::Random;
 use crate::scenario::Findings;
 use crate::state;
 use crate::world::World;

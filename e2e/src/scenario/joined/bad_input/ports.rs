@@ -8,7 +8,7 @@ use podspan_wire::DEFAULT_PORT;
 use podspan_wire::status::Status;
 
 use super::calm::Calm;
-use super::random::Random;
+use crate::random::Random;
 use crate::scenario::Findings;
 use crate::screen::Screen;
 use crate::signals;

@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use podspan_wire::local::MAX_LINE;
 
 use super::calm::{Calm, WAYS};
-use super::random::Random;
 use crate::cni_runtime::{Attachment, Runtime};
 use crate::netns::Netns;
+use crate::random::Random;
 use crate::scenario::Findings;
 use crate::state;
 use crate::topology::Node;
