@@ -13,6 +13,8 @@ use crate::counters::WorkerCounters;
 use crate::settings::{Settings, StartError};
 use crate::status::Status;
 use crate::table::{Table, TableError, TableSpec};
+use crate::takeover::adopt::{Adopted, adopt};
+use crate::takeover::{LentLane, Role};
 use crate::tun::Queue;
 use crate::worker::{Clock, Command, LaneSocket, Worker};
 
@@ -54,21 +56,23 @@ impl Dataplane {
     /// # Errors
     /// If the settings cannot be, or the system refuses; nothing is left running.
     pub fn start(settings: Settings) -> Result<Self, StartError> {
+        Self::launch(settings, None)
+    }
+
+    /// The same, beside the dataplane that has lent these lanes, if any.
+    pub(crate) fn launch(settings: Settings, lent: Option<Vec<LentLane>>) -> Result<Self, StartError> {
         let own = check(&settings)?;
         let clock = Clock::start();
         // Everything is opened before the first thread runs, so that a refusal leaves nothing behind.
-        let mut opened = Vec::with_capacity(settings.lanes.len());
-        for lane in 0..settings.lanes.len() {
-            let port = settings.port + lane as u16;
-            let socket = LaneSocket::open(lane, port, settings.fwmark, settings.offload)?;
-            opened.push((lane, port, socket));
-        }
-        let mut queues = Vec::with_capacity(opened.len());
-        for _ in &opened {
-            queues.push(Queue::attach(&settings.interface, settings.persist, settings.offload)?);
-        }
+        let opened = match lent {
+            Some(lent) => adopt_all(&settings, lent)?,
+            None => open_all(&settings)?,
+        };
         let mut dataplane = Self { clock, own, table: Mutex::default(), workers: Vec::new() };
-        for (((lane, port, socket), queue), secret) in opened.into_iter().zip(queues).zip(settings.lanes) {
+        for ((lane, Opened { socket, queue, role, mask }), secret) in
+            opened.into_iter().enumerate().zip(settings.lanes)
+        {
+            let port = settings.port + lane as u16;
             let system = |what| move |error| StartError::System { what, error };
             let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
                 .map_err(|error| system("no eventfd")(error.into()))?;
@@ -85,16 +89,21 @@ impl Dataplane {
                 handshake_limit: settings.handshake_limit,
                 seed: u64::from_ne_bytes(seed),
             };
+            let mut core = Core::with_counters(config, Arc::clone(&counters));
+            if let Some(mask) = mask {
+                core.beside(mask);
+            }
             let worker = Worker {
                 lane,
                 interface: settings.interface.clone(),
                 persist: settings.persist,
                 offload: settings.offload,
                 clock,
-                core: Core::with_counters(config, Arc::clone(&counters)),
+                core,
                 counters: Arc::clone(&counters),
                 queue: Some(queue),
                 socket,
+                role,
                 commands: inbox,
                 wake: Arc::clone(&wake),
                 failed: Arc::clone(&failed),
@@ -147,6 +156,11 @@ impl Dataplane {
         Status { peers: table.status(self.clock.now()), workers: workers.collect() }
     }
 
+    /// The workers: number of the lane, and how to tell it something.
+    pub(crate) fn each(&self) -> impl Iterator<Item = (usize, impl Fn(Command))> {
+        self.workers.iter().map(|worker| (worker.lane, |command| worker.tell(command)))
+    }
+
     /// Stops the workers and waits for them. The interface stays if it is persistent.
     pub fn shutdown(self) {
         drop(self);
@@ -163,6 +177,40 @@ impl Drop for Dataplane {
             let _ = worker.thread.take().map(JoinHandle::join);
         }
     }
+}
+
+/// What a worker is started with.
+struct Opened {
+    socket: LaneSocket,
+    queue: Queue,
+    role: Role,
+    /// That of the worker that has lent it.
+    mask: Option<u32>,
+}
+
+fn open_all(settings: &Settings) -> Result<Vec<Opened>, StartError> {
+    let open = |lane| LaneSocket::open(lane, settings.port + lane as u16, settings.fwmark, settings.offload);
+    // All ports before the first queue: an interface that is made is not to go again at once.
+    let sockets = (0..settings.lanes.len()).map(open).collect::<Result<Vec<_>, _>>()?;
+    sockets
+        .into_iter()
+        .map(|socket| {
+            let queue = Queue::attach(&settings.interface, settings.persist, settings.offload)?;
+            Ok(Opened { socket, queue, role: Role::Owner, mask: None })
+        })
+        .collect()
+}
+
+fn adopt_all(settings: &Settings, lent: Vec<LentLane>) -> Result<Vec<Opened>, StartError> {
+    if lent.len() != settings.lanes.len() {
+        return Err(StartError::OtherLanes { lent: lent.len(), own: settings.lanes.len() });
+    }
+    let adopt = |(number, lane)| adopt(settings, number, lane);
+    let open = |adopted| {
+        let Adopted { socket, queue, relay, mask } = adopted;
+        Opened { socket, queue, role: Role::heir(relay), mask: Some(mask) }
+    };
+    lent.into_iter().enumerate().map(|lane| adopt(lane).map(open)).collect()
 }
 
 /// Checks what can be checked before anything is opened; returns the lanes' public keys.

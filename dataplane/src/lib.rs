@@ -32,6 +32,7 @@ mod secret;
 mod settings;
 mod status;
 pub mod table;
+mod takeover;
 pub mod tun;
 mod worker;
 
@@ -41,3 +42,4 @@ pub use secret::LaneSecret;
 pub use settings::{DEFAULT_HANDSHAKE_LIMIT, Offload, Settings, StartError};
 pub use status::{Calls, LaneStatus, PeerStatus, Status, WorkerStatus};
 pub use table::{PeerSpec, Rejected, RouteSpec, TableError, TableSpec};
+pub use takeover::{LendError, LentLane};

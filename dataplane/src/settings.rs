@@ -95,6 +95,14 @@ pub enum StartError {
         /// The system's word for it.
         error: io::Error,
     },
+    /// Another dataplane lends another number of lanes.
+    #[error("the running dataplane has {lent} lanes, this one is to have {own}")]
+    OtherLanes {
+        /// How many are lent.
+        lent: usize,
+        /// How many the settings ask for.
+        own: usize,
+    },
     /// The TUN interface could not be opened.
     #[error(transparent)]
     Tun(#[from] TunError),

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 
 use crate::offload::{Merge, VNET_HEADER, VnetHeader};
@@ -42,6 +42,14 @@ pub enum TunError {
     /// All queues of the interface are taken.
     #[error("the TUN interface {0} has no queue left: is another agent running?")]
     Busy(String),
+    /// A queue that was handed over is of another interface.
+    #[error("the queue that was handed over is of the TUN interface {found}, not of {name}")]
+    OtherQueue {
+        /// The interface that is wanted.
+        name: String,
+        /// The one it is of.
+        found: String,
+    },
     /// Anything else.
     #[error("cannot attach to the TUN interface {name}: {error}")]
     Attach {
@@ -135,6 +143,30 @@ impl Queue {
         // SAFETY: the descriptor is an attached TUN queue; the argument is a number, not a pointer.
         let persisted = unsafe { ioctl::set_persist(file.as_raw_fd(), i32::from(persist)) };
         persisted.map_err(|error| TunError::Attach { name: name.to_owned(), error: error.into() })?;
+        let mut queue = Self { file, vnet: false, merge: Merge { tcp: false, udp: false } };
+        queue.set_mode(name, offload)?;
+        Ok(queue)
+    }
+
+    /// Takes over a queue of the TUN interface `name` that another process has attached and may still use.
+    /// Whether the interface is persistent stays as it is.
+    ///
+    /// # Errors
+    /// If it is a queue of another interface, or the system refuses.
+    pub fn adopt(fd: OwnedFd, name: &str, offload: Offload) -> Result<Self, TunError> {
+        let file = File::from(fd);
+        // SAFETY: `ifreq` is plain old data; all zeros is a valid value of it.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        // SAFETY: the kernel writes one `ifreq`; on anything but a TUN queue it refuses.
+        let known = unsafe { ioctl::get_iff(file.as_raw_fd(), &raw mut request) };
+        known.map_err(|error| TunError::Attach { name: name.to_owned(), error: error.into() })?;
+        let found: Vec<u8> = request.ifr_name.iter().map(|&c| c as u8).take_while(|&b| b != 0).collect();
+        if found != name.as_bytes() {
+            return Err(TunError::OtherQueue {
+                name: name.to_owned(),
+                found: String::from_utf8_lossy(&found).into_owned(),
+            });
+        }
         let mut queue = Self { file, vnet: false, merge: Merge { tcp: false, udp: false } };
         queue.set_mode(name, offload)?;
         Ok(queue)

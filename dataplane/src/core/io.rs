@@ -126,6 +126,11 @@ impl<T> Batch<T> {
         })
     }
 
+    /// What came with each system call: tag, length of each packet but the last, bytes.
+    pub(crate) fn units(&self) -> impl Iterator<Item = (&T, usize, &[u8])> {
+        self.entries.iter().map(|entry| (&entry.tag, entry.segment, &self.bytes[entry.range.clone()]))
+    }
+
     /// What came with each system call, to be changed.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&T, &mut [u8])> {
         let mut rest = &mut *self.bytes;

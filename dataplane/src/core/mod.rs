@@ -46,6 +46,7 @@ pub(crate) mod packet;
 mod peers;
 mod queue;
 pub(crate) mod rendezvous;
+mod takeover;
 mod time;
 mod timers;
 mod tunnel;
@@ -108,6 +109,8 @@ struct Shared {
     budget: Budget,
     /// Handshakes begun so far.
     initiations: u64,
+    /// Whether another core follows this one: it answers handshakes, and begins those of tunnels with a session.
+    lent: bool,
 }
 
 /// The tunnels of one peer on this worker.
@@ -167,6 +170,7 @@ impl Core {
                 counters,
                 budget: Budget::default(),
                 initiations: 0,
+                lent: false,
             },
             table: Arc::default(),
             recent: Recent::default(),

@@ -15,8 +15,9 @@ use crate::table::{Peer, Recent, Table};
 /// Tunnels that start at once are started so far apart, microseconds: about what a handshake costs.
 const SPREAD: Duration = Duration::from_micros(200);
 
-/// Indices are 24 bits wide; so many tunnels a worker can have.
-const MAX_TUNNELS: usize = 1 << 24;
+/// Indices are 24 bits wide, one of which tells apart two cores on one socket; so many tunnels a worker can
+/// have.
+const MAX_TUNNELS: usize = super::takeover::HALF as usize;
 
 /// Where the peers of removed tunnels were last, so many at most.
 const PARTED: usize = 1024;

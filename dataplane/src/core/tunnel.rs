@@ -150,7 +150,7 @@ impl Tunnel {
         self.noise.get_or_insert_with(|| Box::new(Noise::new(door, self.key, self.index)))
     }
 
-    fn has_session(&self) -> bool {
+    pub(super) fn has_session(&self) -> bool {
         self.noise.as_ref().is_some_and(|noise| noise.has_session())
     }
 
@@ -433,6 +433,8 @@ impl Tunnel {
         match self.noise(&shared.door).tick(out) {
             Tick::Nothing => {}
             Tick::Initiation(_) if self.shaking.is_none() && !self.has_session() => {}
+            // Whoever follows this dataplane has sessions of its own.
+            Tick::Initiation(_) if shared.lent && self.has_session() => {}
             Tick::Initiation(length) => {
                 self.sent_by_timer(now, length, true, shared, sink);
                 initiated = true;
@@ -465,7 +467,7 @@ impl Tunnel {
 
     /// Starts or repeats a handshake if there is a reason to; returns whether it did.
     fn maybe_initiate(&mut self, now: Time, shared: &mut Shared, sink: &mut impl Sink) -> bool {
-        if !self.is_dialable() {
+        if !self.is_dialable() || (shared.lent && self.has_session()) {
             self.force = false;
             return false;
         }

@@ -35,6 +35,7 @@ use crate::counters::{DropCause, WorkerCounters};
 use crate::offload::VnetHeader;
 use crate::settings::Offload;
 use crate::table::Table;
+use crate::takeover::{Order, Role};
 use crate::tun::Queue;
 use sink::{Buffers, Kernel};
 pub(crate) use socket::LaneSocket;
@@ -49,6 +50,7 @@ const REST: Duration = Duration::from_millis(50);
 /// What a worker is told.
 pub(crate) enum Command {
     Table(Arc<Table>),
+    Takeover(Order),
     Stop,
 }
 
@@ -76,6 +78,8 @@ pub(crate) struct Worker {
     pub(crate) counters: Arc<WorkerCounters>,
     pub(crate) queue: Option<Queue>,
     pub(crate) socket: LaneSocket,
+    /// What of it is another worker's at the moment.
+    pub(crate) role: Role,
     pub(crate) commands: Receiver<Command>,
     pub(crate) wake: Arc<EventFd>,
     /// Filled if the worker ends without having been told to.
@@ -144,7 +148,7 @@ impl Worker {
             if ready.socket && self.read_socket(&mut datagrams) {
                 rests.socket = Some(now + REST);
             }
-            if ready.queue && self.read_queue(&mut packets, ready.queue_failed) {
+            if ready.queue && self.role.reads_tun() && self.read_queue(&mut packets, ready.queue_failed) {
                 rests.queue = Some(now + REST);
             }
             let mut kernel = Kernel {
@@ -153,6 +157,7 @@ impl Worker {
                 buffers: &mut buffers,
                 counters: &self.counters,
             };
+            self.role.relay(&self.core, &datagrams, &self.counters);
             self.core.handle_udp(now, &datagrams, &mut kernel);
             self.core.handle_tun(now, &mut packets, &mut kernel);
             datagrams.clear();
@@ -175,11 +180,11 @@ impl Worker {
         // Who is not waited for has the control's descriptor in its place: an empty set of events would
         // still report errors.
         let control = || PollFd::new(self.wake.as_fd(), PollFlags::POLLIN);
-        let socket = rests.socket.is_none();
-        let queue = self.queue.as_ref().filter(|_| rests.queue.is_none());
+        let socket = self.role.inbound(self.socket.as_fd()).filter(|_| rests.socket.is_none());
+        let queue = self.queue.as_ref().filter(|_| rests.queue.is_none() && self.role.reads_tun());
         let mut fds = [
             control(),
-            if socket { PollFd::new(self.socket.as_fd(), PollFlags::POLLIN) } else { control() },
+            socket.map_or_else(control, |socket| PollFd::new(socket, PollFlags::POLLIN)),
             queue.map_or_else(control, |queue| PollFd::new(queue.as_fd(), PollFlags::POLLIN)),
         ];
         self.counters.polls.add(1);
@@ -191,7 +196,7 @@ impl Worker {
         let events = |i: usize| fds[i].revents().unwrap_or(PollFlags::empty());
         Ok(Ready {
             control: !events(0).is_empty(),
-            socket: socket && !events(1).is_empty(),
+            socket: socket.is_some() && !events(1).is_empty(),
             queue: queue.is_some() && !events(2).is_empty(),
             queue_failed: events(2).contains(PollFlags::POLLERR),
         })
@@ -206,6 +211,7 @@ impl Worker {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Table(table)) => latest = Some(table),
+                Ok(Command::Takeover(order)) => self.take_over(now, order),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => break,
             }
@@ -218,6 +224,9 @@ impl Worker {
 
     /// Reads one batch; returns whether the socket needs a rest.
     fn read_socket(&mut self, batch: &mut Batch<Arrival>) -> bool {
+        if self.role.read_relayed(batch) {
+            return false;
+        }
         let mut errors = 0;
         while let Some(room) = batch.room() {
             self.counters.udp_receives.add(1);

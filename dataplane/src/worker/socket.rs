@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use socket2::{Domain, MaybeUninitSlice, MsgHdr, MsgHdrMut, Protocol, SockAddr, SockRef, Socket, Type};
@@ -80,6 +80,29 @@ impl LaneSocket {
             _ => failed("binding")(error),
         })?;
         Ok(Self { socket: socket.into(), dual, segments, merges })
+    }
+
+    /// Takes over the socket of another process that runs or has run for this lane. What is waiting in it
+    /// stays there.
+    pub(crate) fn adopt(
+        fd: OwnedFd,
+        lane: usize,
+        port: u16,
+        fwmark: u32,
+        offload: Offload,
+    ) -> Result<Self, StartError> {
+        let failed = |what| move |error| StartError::Socket { lane, port, what, error };
+        let socket = Socket::from(fd);
+        let bound = socket.local_addr().map_err(failed("looking at the socket"))?;
+        let Some(bound) = bound.as_socket().filter(|bound| bound.port() == port) else {
+            return Err(failed("taking over a socket")(io::Error::other("it is of another port")));
+        };
+        let dual = bound.is_ipv6();
+        socket.set_nonblocking(true).map_err(failed("making the socket non-blocking"))?;
+        socket.set_mark(fwmark).map_err(failed("setting the fwmark (CAP_NET_ADMIN is needed)"))?;
+        let segments = offload.gso && set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
+        let merges = set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, offload.gro.into()).is_ok();
+        Ok(Self { socket: socket.into(), dual, segments, merges: merges && offload.gro })
     }
 
     /// Whether the kernel knows how to cut what is sent.

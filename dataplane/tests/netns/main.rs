@@ -8,6 +8,7 @@
 mod measure;
 mod node;
 mod offload;
+mod takeover;
 mod world;
 
 use podspan_dataplane::Offload;
