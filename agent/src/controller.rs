@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
-use podspan_broker::client::{Event, Watch};
+use podspan_broker::client::Event;
 use podspan_dataplane::Dataplane;
 use podspan_wire::local::{Answer, AttachmentDetail, PodRoutes, Request};
 use podspan_wire::status::BrokerStatus;
@@ -19,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
 use crate::attachments::{self, Attachments};
+use crate::brokers::{BrokerIndex, Watches};
 use crate::config::Config;
 use crate::control_socket::Query;
 use crate::desired::{self, DesiredState, Inputs};
@@ -100,7 +101,7 @@ pub struct Inbox {
     /// Facts that changed.
     pub facts: mpsc::Receiver<Found>,
     /// What the brokers say.
-    pub broker: Watch,
+    pub broker: Watches,
     /// What happens in the kernel.
     pub host: mpsc::Receiver<HostEvent>,
     /// Questions from the unix socket and the health port.
@@ -134,6 +135,8 @@ pub struct Controller {
     membership: Membership,
     attachments: Attachments,
     broker: BrokerStatus,
+    /// The brokers that are heard.
+    connected: BTreeMap<BrokerIndex, String>,
     published: Published,
     outbox: Outbox,
     started: UnixTime,
@@ -198,6 +201,7 @@ impl Controller {
             cni_problem: None,
             ended: Vec::new(),
             table_problems: Vec::new(),
+            connected: BTreeMap::new(),
             published: Published::default(),
             started: now(),
             disk: Disk::start(state),
@@ -281,7 +285,7 @@ impl Controller {
         self.ended.push(part);
     }
 
-    fn hear(&mut self, first: Event, broker: &mut Watch) {
+    fn hear(&mut self, first: (BrokerIndex, Event), broker: &mut Watches) {
         let refused = self.membership.refusals().total();
         let mut changes = self.heard(first);
         // What came together is kept and applied together.
@@ -294,12 +298,13 @@ impl Controller {
         self.membership_changed(changes);
     }
 
-    fn heard(&mut self, event: Event) -> Changes {
+    fn heard(&mut self, (index, event): (BrokerIndex, Event)) -> Changes {
         match event {
             Event::Connected { broker } => {
                 info!(broker, "connected to a broker");
                 self.broker.errors.remove(&broker);
-                self.broker.connected = Some(broker);
+                self.connected.insert(index, broker);
+                self.tell_connected();
                 self.broker.last_heard = Some(now());
                 Changes { nodes: false, status: true }
             }
@@ -308,14 +313,21 @@ impl Controller {
                 if self.broker.errors.insert(broker.clone(), why.clone()).as_ref() != Some(&why) {
                     warn!(broker, why, "not connected to a broker; what is known stays in use");
                 }
-                self.broker.connected = None;
-                Changes { nodes: false, status: true }
+                self.connected.remove(&index);
+                self.tell_connected();
+                let others = !self.connected.is_empty();
+                Changes { status: true, ..self.membership.disconnected(index, others) }
             }
             Event::Event(event) => {
                 self.broker.last_heard = Some(now());
-                self.membership.handle(event, now())
+                self.membership.handle(index, event, now())
             }
         }
+    }
+
+    fn tell_connected(&mut self) {
+        let all: Vec<&str> = self.connected.values().map(String::as_str).collect();
+        self.broker.connected = (!all.is_empty()).then(|| all.join(", "));
     }
 
     fn tell_seen(&self) {

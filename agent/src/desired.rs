@@ -225,7 +225,7 @@ mod tests {
     fn state(gateway: bool, change: impl FnOnce(&mut LocalFacts), events: Vec<WatchEvent>) -> DesiredState {
         let mut membership = membership_of_alpha();
         for event in events {
-            membership.handle(event, NOW);
+            membership.handle(0, event, NOW);
         }
         assert_eq!(membership.refusals().total(), 0);
         let mut facts = LocalFacts {

@@ -14,12 +14,14 @@
 //! on what goes in. Everything that does IO stands at the edges.
 
 pub mod attachments;
+pub mod brokers;
 pub mod bundle_watch;
 pub mod cni_install;
 pub mod config;
 pub mod conflict;
 pub mod control_socket;
 pub mod controller;
+pub mod delivery;
 pub mod desired;
 pub mod disk;
 pub mod facts;

@@ -13,6 +13,7 @@ use podspan_wire::{
     SignedRecord, Trust, UnixTime, VerifiedRecord, Version,
 };
 
+use crate::brokers::BrokerIndex;
 use crate::refusals::Refusals;
 use crate::state::Known;
 
@@ -27,24 +28,22 @@ const MAX_WAITING: usize = 4096;
 pub struct RemoteNode {
     /// Its record and grant.
     pub verified: VerifiedRecord,
-    /// What the broker says of its lease.
-    pub lease: Lease,
-    /// Whether the broker in use has it at all.
-    pub listed: bool,
+    /// What each broker that has this very record says of its lease.
+    pub heard: BTreeMap<BrokerIndex, Lease>,
     /// Since when it is known in this life of the agent.
     pub since: UnixTime,
 }
 
 impl RemoteNode {
-    /// Whether nobody confirms the node any more: its lease lapsed, its record ended, or the broker does
-    /// not list it. It is used all the same, for as long as its tunnels work.
+    /// Whether nobody confirms the node any more: no broker lists it with a lease that is renewed, or its record
+    /// ended. It is used all the same, for as long as its tunnels work.
     #[must_use]
     pub fn stale(&self, now: UnixTime) -> bool {
-        self.lease == Lease::Lapsed || !self.listed || now > self.verified.record().not_after
+        !self.heard.values().any(|lease| *lease == Lease::Fresh) || now > self.verified.record().not_after
     }
 }
 
-/// What the broker has of this very node.
+/// What a broker has of this very node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnRecord {
     /// The version that is stored.
@@ -73,19 +72,23 @@ pub struct Membership {
     nodes: BTreeMap<NodeId, RemoteNode>,
     /// Clusters in the order in which they were first seen: of two that overlap the earlier stays.
     order: Vec<ClusterId>,
-    /// Nodes not yet seen since the last reset.
-    unseen: BTreeSet<NodeId>,
-    resetting: bool,
+    /// Brokers that are sending everything anew, each with the nodes that it has not sent yet.
+    unseen: BTreeMap<BrokerIndex, BTreeSet<NodeId>>,
+    /// Brokers that have sent everything once.
+    settled: BTreeSet<BrokerIndex>,
     /// Records that a cluster of the set signed, refused for a reason that may pass: an overlap, or the
     /// time, should this node's clock be wrong. A broker sends a record once, so that nobody else would
     /// bring them again.
-    waiting: BTreeMap<NodeId, (VerifiedRecord, Lease)>,
+    waiting: BTreeMap<NodeId, (VerifiedRecord, Heard)>,
     refusals: Refusals,
-    /// The latest record that the broker has of this very node.
-    own_stored: Option<OwnRecord>,
-    /// Whether it was among what followed the last reset.
-    own_listed: bool,
+    /// The latest record that each broker has of this very node.
+    own_stored: BTreeMap<BrokerIndex, OwnRecord>,
+    /// The brokers that have sent it since their last reset.
+    own_listed: BTreeSet<BrokerIndex>,
 }
+
+/// Who said it, and what of the lease.
+type Heard = BTreeMap<BrokerIndex, Lease>;
 
 /// What an event changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -117,24 +120,21 @@ impl Membership {
             high_water: known.high_water,
             nodes: BTreeMap::new(),
             order: Vec::new(),
-            unseen: BTreeSet::new(),
-            resetting: false,
+            unseen: BTreeMap::new(),
+            settled: BTreeSet::new(),
             waiting: BTreeMap::new(),
             refusals: Refusals::default(),
-            own_stored: None,
-            own_listed: false,
+            own_stored: BTreeMap::new(),
+            own_listed: BTreeSet::new(),
         };
         for signed in known.records {
             let taken = membership
                 .trust
                 .verify_kept(&signed)
-                .and_then(|verified| membership.admit(&verified, Lease::Lapsed, Origin::Disk, now));
+                .and_then(|verified| membership.admit(&verified, &Heard::new(), Origin::Disk, now));
             if let Err(refusal) = taken {
-                membership.refuse(&signed, Lease::Lapsed, &refusal, now);
+                membership.refuse(&signed, &Heard::new(), &refusal, now);
             }
-        }
-        for node in membership.nodes.values_mut() {
-            node.listed = false;
         }
         membership
     }
@@ -151,16 +151,17 @@ impl Membership {
         &self.refusals
     }
 
-    /// What the broker has of this very node, as far as it was heard.
+    /// What the brokers have of this very node, as far as they were heard: the highest version, and whether it is
+    /// held at any of them.
     #[must_use]
     pub fn own_stored(&self) -> Option<OwnRecord> {
-        self.own_stored
+        self.own_stored.values().copied().max_by_key(|own| (own.version, own.held))
     }
 
     /// Whether a broker is just sending everything anew: more is to come.
     #[must_use]
     pub fn resetting(&self) -> bool {
-        self.resetting
+        !self.unseen.is_empty()
     }
 
     /// The highest version ever seen of this very node.
@@ -183,77 +184,108 @@ impl Membership {
         Known { high_water: self.high_water.clone(), records }
     }
 
-    /// Takes in one event of the broker's watch.
-    pub fn handle(&mut self, event: WatchEvent, now: UnixTime) -> Changes {
+    /// Takes in one event of a broker's watch.
+    pub fn handle(&mut self, broker: BrokerIndex, event: WatchEvent, now: UnixTime) -> Changes {
         match event {
             WatchEvent::Reset => {
-                self.resetting = true;
-                self.own_listed = false;
-                self.unseen = self.nodes.keys().cloned().collect();
+                self.own_listed.remove(&broker);
+                self.unseen.insert(broker, self.nodes.keys().cloned().collect());
                 Changes::default()
             }
             WatchEvent::Entry(entry) => {
                 let clusters = self.order.len();
-                let mut changes = self.take(&entry, now);
+                let mut changes = self.take(broker, &entry, now);
                 if self.order.len() < clusters {
                     // Another cluster may have waited for its addresses.
                     changes |= self.reconsider(now);
                 }
                 changes
             }
-            WatchEvent::Bookmark { .. } => self.settle(),
+            WatchEvent::Bookmark { .. } => self.settle(broker),
             WatchEvent::Resync => Changes::default(),
         }
     }
 
-    /// After a reset and everything that followed it: what was not among it is no longer listed. A
-    /// broker can leave out what it likes, so that this marks a node and removes none.
-    fn settle(&mut self) -> Changes {
-        if !std::mem::take(&mut self.resetting) {
-            return Changes::default();
-        }
+    /// A broker is not heard any more. What only this one said goes on to count, as its last word; where `others` are
+    /// heard, theirs replaces it.
+    pub fn disconnected(&mut self, broker: BrokerIndex, others: bool) -> Changes {
+        // The next connection begins with a reset again.
+        self.unseen.remove(&broker);
         let mut status = false;
-        for id in std::mem::take(&mut self.unseen) {
-            if let Some(node) = self.nodes.get_mut(&id) {
-                status |= std::mem::replace(&mut node.listed, false);
+        if others {
+            for node in self.nodes.values_mut().filter(|node| node.heard.len() > 1) {
+                status |= node.heard.remove(&broker).is_some();
+            }
+            if self.own_stored.len() > 1 {
+                self.own_stored.remove(&broker);
             }
         }
-        if !self.own_listed
-            && let Some(own) = &mut self.own_stored
+        Changes { nodes: false, status }
+    }
+
+    /// After a reset and everything that followed it: what was not among it the broker does not list any more. A
+    /// broker can leave out what it likes, so that this marks a node and removes none.
+    fn settle(&mut self, broker: BrokerIndex) -> Changes {
+        let Some(unseen) = self.unseen.remove(&broker) else { return Changes::default() };
+        self.settled.insert(broker);
+        let mut status = false;
+        for id in unseen {
+            if let Some(node) = self.nodes.get_mut(&id) {
+                status |= node.heard.remove(&broker).is_some();
+            }
+        }
+        if !self.own_listed.contains(&broker)
+            && let Some(own) = self.own_stored.get_mut(&broker)
         {
             status |= std::mem::replace(&mut own.held, false);
         }
         Changes { nodes: false, status }
     }
 
-    fn take(&mut self, entry: &Entry, now: UnixTime) -> Changes {
-        // A broker sends the same record again after every reconnect; signatures need no second look.
+    /// The broker has sent the node since its reset, if it is sending everything.
+    fn saw(&mut self, broker: BrokerIndex, id: &NodeId) {
+        if let Some(unseen) = self.unseen.get_mut(&broker) {
+            unseen.remove(id);
+        }
+    }
+
+    fn take(&mut self, broker: BrokerIndex, entry: &Entry, now: UnixTime) -> Changes {
+        // Brokers send the same record, each of them and after every reconnect; signatures need no second look.
         if let Some((id, _)) = entry.signed.claim()
             && let Some(node) = self.nodes.get_mut(&id)
             && node.verified.signed() == &entry.signed
         {
-            self.unseen.remove(&id);
-            let status = node.lease != entry.lease || !node.listed;
-            (node.lease, node.listed) = (entry.lease, true);
+            let status = node.heard.insert(broker, entry.lease) != Some(entry.lease);
+            self.saw(broker, &id);
             return Changes { nodes: false, status };
         }
+        let heard = Heard::from([(broker, entry.lease)]);
         let taken = self
             .trust
             .verify(&entry.signed, now)
-            .and_then(|verified| self.admit(&verified, entry.lease, Origin::Broker, now));
+            .and_then(|verified| self.admit(&verified, &heard, Origin::Broker, now));
         match taken {
             Ok(changes) => changes,
+            // Of several brokers one may be behind the others, and no harm done.
+            Err(refusal) if refusal.kind == RefusalKind::Replayed && self.others_settled(broker) => {
+                self.refusals.count(refusal.kind);
+                Changes::default()
+            }
             Err(refusal) => {
-                self.refuse(&entry.signed, entry.lease, &refusal, now);
+                self.refuse(&entry.signed, &heard, &refusal, now);
                 Changes { nodes: false, status: true }
             }
         }
     }
 
+    fn others_settled(&self, broker: BrokerIndex) -> bool {
+        self.settled.iter().any(|other| *other != broker)
+    }
+
     fn admit(
         &mut self,
         verified: &VerifiedRecord,
-        lease: Lease,
+        heard: &Heard,
         origin: Origin,
         now: UnixTime,
     ) -> Result<Changes, Refusal> {
@@ -261,7 +293,7 @@ impl Membership {
         let id = record.id();
         let cluster = &verified.grant().cluster;
         if *cluster == self.own.cluster {
-            return self.admit_own_cluster(verified, lease);
+            return self.admit_own_cluster(verified, heard);
         }
         // A withdrawal claims no addresses.
         if record.state == RecordState::Active {
@@ -278,7 +310,9 @@ impl Membership {
             admitted => admitted?,
         }
         let raised = self.high_water.of(&id) != seen;
-        self.unseen.remove(&id);
+        for broker in heard.keys() {
+            self.saw(*broker, &id);
+        }
         self.waiting.remove(&id);
         if record.state == RecordState::Withdrawn {
             let known = self.nodes.remove(&id).is_some();
@@ -294,14 +328,19 @@ impl Membership {
             let key = verified.grant().cluster_key;
             self.nodes.retain(|id, node| &id.cluster != cluster || node.verified.grant().cluster_key == key);
         }
-        let since = self.nodes.get(&id).map_or(now, |known| known.since);
-        self.nodes.insert(id, RemoteNode { verified: verified.clone(), lease, listed: true, since });
+        let known = self.nodes.get(&id);
+        let since = known.map_or(now, |known| known.since);
+        // Who has said it before still does, if it is the same: with another grant, for instance.
+        let same = known.filter(|known| known.verified.record().version == record.version);
+        let mut all = same.map(|known| known.heard.clone()).unwrap_or_default();
+        all.extend(heard);
+        self.nodes.insert(id, RemoteNode { verified: verified.clone(), heard: all, since });
         Ok(Changes { nodes: true, status: true })
     }
 
     /// Nodes of one's own cluster are reached without podspan; of them only this node's own record and
     /// the cluster's newest grant matter.
-    fn admit_own_cluster(&mut self, verified: &VerifiedRecord, lease: Lease) -> Result<Changes, Refusal> {
+    fn admit_own_cluster(&mut self, verified: &VerifiedRecord, heard: &Heard) -> Result<Changes, Refusal> {
         let (grant, record) = (verified.grant(), verified.record());
         if grant.cluster_key != self.own_key {
             let detail = if grant.serial > self.own_serial {
@@ -323,12 +362,10 @@ impl Membership {
             return Err(Refusal::new(RefusalKind::GrantSuperseded, detail));
         }
         self.high_water.admit(verified)?;
-        if record.id() == self.own {
-            self.own_listed = true;
-            self.own_stored = Some(OwnRecord {
-                version: record.version,
-                held: record.state == RecordState::Active && lease == Lease::Fresh,
-            });
+        for (broker, lease) in heard.iter().filter(|_| record.id() == self.own) {
+            self.own_listed.insert(*broker);
+            let held = record.state == RecordState::Active && *lease == Lease::Fresh;
+            self.own_stored.insert(*broker, OwnRecord { version: record.version, held });
         }
         Ok(Changes { nodes: false, status: true })
     }
@@ -433,26 +470,29 @@ impl Membership {
         }
     }
 
-    fn refuse(&mut self, signed: &SignedRecord, lease: Lease, refusal: &Refusal, now: UnixTime) {
+    fn refuse(&mut self, signed: &SignedRecord, heard: &Heard, refusal: &Refusal, now: UnixTime) {
         self.refusals.note(signed, refusal, now);
         let may_pass = matches!(
             refusal.kind,
             RefusalKind::Overlap | RefusalKind::RecordExpired | RefusalKind::GrantExpired
         );
         if may_pass && let Ok(verified) = self.trust.verify_kept(signed) {
-            self.wait(verified, lease);
+            self.wait(verified, heard.clone());
         }
     }
 
-    fn wait(&mut self, verified: VerifiedRecord, lease: Lease) {
+    fn wait(&mut self, verified: VerifiedRecord, mut heard: Heard) {
         let id = verified.record().id();
-        let later = self
-            .waiting
-            .get(&id)
-            .is_some_and(|(known, _)| known.record().version > verified.record().version);
+        let known = self.waiting.get(&id);
+        let later = known.is_some_and(|(known, _)| known.record().version > verified.record().version);
+        if let Some((known, before)) = known
+            && known.record().version == verified.record().version
+        {
+            heard = before.iter().map(|(broker, lease)| (*broker, *lease)).chain(heard).collect();
+        }
         let room = self.waiting.len() < MAX_WAITING || self.waiting.contains_key(&id);
         if id.cluster != self.own.cluster && room && !later {
-            self.waiting.insert(id, (verified, lease));
+            self.waiting.insert(id, (verified, heard));
         }
     }
 
@@ -460,18 +500,18 @@ impl Membership {
     /// and then, for the clock; whatever else may let one pass is seen to.
     pub fn reconsider(&mut self, now: UnixTime) -> Changes {
         let mut changes = Changes::default();
-        for (id, (verified, lease)) in std::mem::take(&mut self.waiting) {
+        for (id, (verified, heard)) in std::mem::take(&mut self.waiting) {
             let end = verified.record().not_after.min(verified.grant().not_after);
             if now > end {
                 if now.since(end) <= FORGET_AFTER {
-                    self.waiting.insert(id, (verified, lease));
+                    self.waiting.insert(id, (verified, heard));
                 }
                 continue;
             }
-            match self.admit(&verified, lease, Origin::Broker, now) {
+            match self.admit(&verified, &heard, Origin::Broker, now) {
                 Ok(taken) => changes |= taken,
                 Err(refusal) if refusal.kind == RefusalKind::Overlap => {
-                    self.waiting.insert(id, (verified, lease));
+                    self.waiting.insert(id, (verified, heard));
                 }
                 // Something later was taken in meanwhile.
                 Err(_) => {}
@@ -494,7 +534,7 @@ impl Membership {
         for id in overlapping {
             if let Some(node) = self.nodes.remove(&id) {
                 if let Err(refusal) = self.check_overlap(&node.verified) {
-                    self.refuse(node.verified.signed(), node.lease, &refusal, now);
+                    self.refuse(node.verified.signed(), &node.heard, &refusal, now);
                 }
                 self.forget_cluster(&id.cluster);
                 changes = Changes { nodes: true, status: true };

@@ -241,6 +241,15 @@ fn problems(parts: &Parts<'_>, clusters: &[ClusterStatus], workers: &[WorkerStat
     problems.extend(
         parts.published.problem.as_ref().map(|why| format!("this node's record is not published: {why}")),
     );
+    problems.extend(
+        parts.published.partly.as_ref().map(|why| format!("not every broker has this node's record: {why}")),
+    );
+    if parts.broker.connected.is_some() && parts.published.partly.is_none() {
+        let errors = parts.broker.errors.iter();
+        problems.extend(errors.map(|(broker, error)| {
+            format!("the broker {broker} is not heard, others are and nothing is held up: {error}")
+        }));
+    }
     if parts.broker.connected.is_none() {
         let silent =
             parts.broker.last_heard.map_or_else(|| parts.now.since(parts.started), |at| parts.now.since(at));
@@ -400,7 +409,7 @@ mod tests {
         use crate::membership::tests::{NOW, cluster, membership_of_alpha};
         let beta = cluster("beta", 2);
         let mut membership = membership_of_alpha();
-        membership.handle(beta.entry(&beta.record(1, true, 1)), NOW);
+        membership.handle(0, beta.entry(&beta.record(1, true, 1)), NOW);
         let alpha = cluster("alpha", 1);
         let facts = LocalFacts::new("node-1".parse().unwrap());
         let look = |now: UnixTime| {

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use futures_util::future::join_all;
 use podspan_broker::client::{Client, Error};
 use podspan_wire::{Bundle, CidrSet, Lane, NodeName, Record, RecordState, SignedRecord, UnixTime, Version};
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 pub use crate::conflict::Seen;
 use crate::conflict::{Way, next_version, way};
+use crate::delivery::{self, Report};
 use crate::state::StateDir;
 
 /// How long a record may be taken in after it was signed. A clock an hour off is no matter.
@@ -23,10 +25,8 @@ const RESIGN_AFTER: Duration = Duration::from_secs(86_400 / 2);
 /// By how much the end of a record may lie beyond its lifetime before it is signed anew: the clock was
 /// set back since.
 const CLOCK_SLACK: Duration = Duration::from_secs(3_600);
-/// What of a broker's word on the time of a lease is believed, in seconds.
-const LEASE_BOUNDS: (u64, u64) = (3, 3_600);
-/// How long a broker can make this node wait.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// How often to see whether the record must be signed anew.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The longest pause between two attempts.
 const MAX_BACKOFF: Duration = Duration::from_secs(15);
 
@@ -79,12 +79,14 @@ impl Announcement {
 /// How the publishing goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Published {
-    /// The version that was last acknowledged.
+    /// The version that was last acknowledged by a broker.
     pub version: Option<Version>,
     /// When a broker last acknowledged a record or a renewal.
     pub acknowledged: Option<UnixTime>,
-    /// Why it does not go, if it does not.
+    /// Why no broker takes it, if none does.
     pub problem: Option<String>,
+    /// Why some brokers do not, if others do: nothing is held up for as long as those answer.
+    pub partly: Option<String>,
 }
 
 /// Publishes one node.
@@ -97,7 +99,7 @@ pub struct Publisher {
     pub cluster: podspan_wire::ClusterId,
     /// Where versions are kept.
     pub state: Arc<StateDir>,
-    /// What was seen of this node at the broker.
+    /// What was seen of this node at the brokers.
     pub seen: watch::Receiver<Seen>,
     /// How it goes, for status and metrics.
     pub published: watch::Sender<Published>,
@@ -128,10 +130,33 @@ impl Publisher {
         })
     }
 
-    /// Publishes whatever is announced, for ever.
-    pub async fn run(mut self, mut announcements: watch::Receiver<Option<Announcement>>) {
+    /// Publishes whatever is announced, for ever: at every broker, each at its own pace.
+    pub async fn run(self, announcements: watch::Receiver<Option<Announcement>>) {
+        let (current, record) = watch::channel(None);
+        let (reports, told) = mpsc::channel(16);
+        let brokers = self.client.each();
+        let deliveries = brokers.into_iter().enumerate().map(|(broker, client)| {
+            let id = self.cluster.clone();
+            delivery::run(broker, client, id, record.clone(), reports.clone())
+        });
+        let deliveries: Vec<_> = deliveries.collect();
+        let stands = vec![Stand::default(); deliveries.len()];
+        // One task: what ends it ends all of it.
+        tokio::select! {
+            () = self.steer(announcements, current, told, stands) => {}
+            _ = join_all(deliveries) => {}
+        }
+    }
+
+    /// Decides what is to be at the brokers.
+    async fn steer(
+        mut self,
+        mut announcements: watch::Receiver<Option<Announcement>>,
+        current: watch::Sender<Option<Arc<Signed>>>,
+        mut reports: mpsc::Receiver<Report>,
+        mut stands: Vec<Stand>,
+    ) {
         let mut failures = 0;
-        let mut progress = Progress::default();
         loop {
             let Some(announcement) = announcements.borrow_and_update().clone() else {
                 if announcements.changed().await.is_err() {
@@ -139,27 +164,119 @@ impl Publisher {
                 }
                 continue;
             };
-            match self.publish(&announcement, &mut progress, &mut announcements).await {
-                Ok(()) => failures = 0,
-                Err(Halt::Gone) => return,
-                Err(Halt::Retry { problem, after, .. }) => {
-                    self.tell(problem);
-                    failures += 1;
-                    // A changed announcement is no reason to hammer a broker that refuses.
-                    let pause = backoff(failures);
-                    sleep(after.map_or(pause, |after| after.clamp(pause, LONGEST_WAIT))).await;
-                }
-                Err(Halt::Usurped { problem }) => {
+            // What could not be put is put again as it is: a version is signed once.
+            let good = |signed: &Arc<Signed>| signed.announcement == announcement && signed.is_fresh(now());
+            let known = current.borrow().clone().filter(good);
+            let signed =
+                match known.map_or_else(|| self.sign(&announcement, RecordState::Active).map(Arc::new), Ok) {
+                    Ok(signed) => signed,
+                    Err(error) => {
+                        self.tell(format!("{error:#}"));
+                        failures += 1;
+                        sleep(backoff(failures)).await;
+                        continue;
+                    }
+                };
+            failures = 0;
+            current.send_if_modified(|known| {
+                let new = known.as_ref().map(|known| known.version) != Some(signed.version);
+                *known = Some(signed.clone());
+                new
+            });
+            match self.follow(&signed, &mut stands, &mut reports, &mut announcements).await {
+                Next::Look => {}
+                Next::Gone => return,
+                // The deliveries wait a moment before the next attempt.
+                Next::Anew => drop(current.send_replace(None)),
+                Next::Usurped { problem } => {
+                    current.send_replace(None);
                     self.tell(problem);
                     // No fight: the other agent has the name until nobody renews its lease any more.
                     let free = |seen: &Seen| seen.stored.is_some_and(|stored| !stored.held);
                     if self.seen.wait_for(free).await.is_err() {
                         return;
                     }
-                    progress = Progress::default();
+                    stands.fill(Stand::default());
                     sleep(backoff(1)).await;
                 }
             }
+        }
+    }
+
+    /// Takes in what the brokers say to a record, for as long as it is the one.
+    async fn follow(
+        &self,
+        signed: &Signed,
+        stands: &mut [Stand],
+        reports: &mut mpsc::Receiver<Report>,
+        announcements: &mut watch::Receiver<Option<Announcement>>,
+    ) -> Next {
+        loop {
+            let report = tokio::select! {
+                changed = announcements.changed() => match changed {
+                    Ok(()) if announcements.borrow_and_update().as_ref() == Some(&signed.announcement) => continue,
+                    Ok(()) => return Next::Look,
+                    Err(_) => return Next::Gone,
+                },
+                () = sleep(LOOK_EVERY) => {
+                    if signed.is_fresh(now()) {
+                        continue;
+                    }
+                    return Next::Look;
+                }
+                Some(report) = reports.recv() => report,
+            };
+            if report.version != signed.version {
+                continue;
+            }
+            let others = stands
+                .iter()
+                .enumerate()
+                .any(|(broker, stand)| broker != report.broker && stand.version == Some(signed.version));
+            let stand = &mut stands[report.broker];
+            match report.outcome {
+                Ok(()) => {
+                    if stand.version != Some(signed.version) {
+                        info!(version = %signed.version, broker = report.broker, "this node's record is published");
+                    }
+                    *stand = Stand { acknowledged: true, version: Some(signed.version), problem: None };
+                    self.published.send_modify(|published| {
+                        published.version = Some(signed.version);
+                        published.acknowledged = Some(now());
+                    });
+                }
+                Err(error) => match self.judge(error, signed.version, stand.acknowledged, others) {
+                    Verdict::Problem(problem) => {
+                        stand.version = None;
+                        stand.problem = Some(problem);
+                    }
+                    Verdict::Anew(problem) => {
+                        self.tell(problem);
+                        return Next::Anew;
+                    }
+                    Verdict::Usurped(problem) => return Next::Usurped { problem },
+                },
+            }
+            self.show(signed.version, stands);
+        }
+    }
+
+    /// Tells how it stands, if every broker has answered or one has taken the record.
+    fn show(&self, version: Version, stands: &[Stand]) {
+        let problems: Vec<String> = stands.iter().filter_map(|stand| stand.problem.clone()).collect();
+        let why = (!problems.is_empty()).then(|| problems.join("; "));
+        if stands.iter().any(|stand| stand.version == Some(version)) {
+            self.published.send_if_modified(|published| {
+                let new = published.problem.is_some() || published.partly != why;
+                if new && let Some(why) = &why {
+                    warn!(why, "not every broker has this node's record");
+                }
+                (published.problem, published.partly) = (None, why);
+                // The time is new in any case.
+                true
+            });
+        } else if problems.len() == stands.len() {
+            self.tell(why.unwrap_or_default());
         }
     }
 
@@ -167,132 +284,96 @@ impl Publisher {
         if self.published.borrow().problem.as_ref() != Some(&problem) {
             warn!(problem, "this node's record is not published");
         }
-        self.published.send_modify(|published| published.problem = Some(problem));
-    }
-
-    /// Puts the record, then renews its lease until something changes or fails. What could not be put is
-    /// put again as it is: a version is signed once.
-    async fn publish(
-        &self,
-        announcement: &Announcement,
-        progress: &mut Progress,
-        announcements: &mut watch::Receiver<Option<Announcement>>,
-    ) -> Result<(), Halt> {
-        let good = |signed: &Signed| &signed.announcement == announcement && signed.is_fresh(now());
-        let signed = match progress.current.take().filter(good) {
-            Some(signed) => signed,
-            None => self
-                .sign(announcement, RecordState::Active)
-                .map_err(|error| Halt::retry(format!("{error:#}")))?,
-        };
-        let signed = &*progress.current.insert(signed);
-        let version = signed.version;
-        let id = podspan_wire::NodeId { cluster: self.cluster.clone(), node: announcement.node.clone() };
-        let mut lease = match self.client.put(&signed.signed).await {
-            Ok(answer) => answer.lease_seconds,
-            Err(error) => {
-                let halt = self.failed(error, version, progress.acknowledged);
-                if !halt.keeps_record() {
-                    progress.current = None;
-                }
-                return Err(halt);
-            }
-        };
-        info!(%version, "this node's record is published");
-        progress.acknowledged = true;
-        self.acknowledged(version);
-        loop {
-            // A third of the lease: two renewals may be lost.
-            let pause = Duration::from_secs(lease.clamp(LEASE_BOUNDS.0, LEASE_BOUNDS.1)) / 3;
-            match timeout(jitter(pause), announcements.changed()).await {
-                Ok(Ok(())) if announcements.borrow_and_update().as_ref() == Some(announcement) => continue,
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(_)) => return Err(Halt::Gone),
-                Err(_) => {}
-            }
-            if !signed.is_fresh(now()) {
-                return Ok(());
-            }
-            match self.client.renew(&id, version).await {
-                Ok(answer) => {
-                    lease = answer.lease_seconds;
-                    self.acknowledged(version);
-                }
-                // The broker lost its store, or another one that is behind answers now: put again.
-                Err(Error::NotFound) => return Ok(()),
-                Err(Error::Conflict { stored, .. }) if stored < version => return Ok(()),
-                Err(error) => {
-                    let halt = self.failed(error, version, progress.acknowledged);
-                    if !halt.keeps_record() {
-                        progress.current = None;
-                    }
-                    return Err(halt);
-                }
-            }
-        }
-    }
-
-    fn acknowledged(&self, version: Version) {
-        self.published.send_replace(Published {
-            version: Some(version),
-            acknowledged: Some(now()),
-            problem: None,
+        self.published.send_modify(|published| {
+            published.problem = Some(problem);
+            published.partly = None;
         });
     }
 
-    /// What follows from an error of the broker's.
-    fn failed(&self, error: Error, version: Version, acknowledged: bool) -> Halt {
-        match error {
-            Error::Conflict { stored, .. } => {
-                let seen = *self.seen.borrow();
-                match way(version, stored, acknowledged, &seen, now()) {
-                    Way::PutAgain => Halt::retry(format!(
-                        "the broker refused version {version} of this node for the older {stored}: it does not keep \
-                         to its own rules"
-                    )),
-                    Way::Unproven => Halt::retry(format!(
-                        "the broker says that it has version {stored} of this node, but has not shown that record: \
-                         it may not tell the truth"
-                    )),
-                    Way::Usurped => Halt::Usurped {
-                        problem: format!(
-                            "another agent has announced itself as this node since, with version {stored}: give one \
-                             of the two another name; this one stays silent until the other has ended"
-                        ),
-                    },
-                    Way::GoAbove => {
-                        let raised = next_version(None, Some(stored), now());
-                        if let Some(Err(error)) = raised.map(|version| self.state.keep_version(version)) {
-                            return Halt::retry(format!("{error:#}"));
-                        }
-                        Halt::Retry {
-                            problem: format!(
-                                "the broker has version {stored} of this node, which this agent did not sign: if \
-                                 this node was not set up anew just now, another node uses the same name"
-                            ),
-                            after: None,
-                            anew: true,
-                        }
-                    }
+    /// What follows from an error of a broker's; `acknowledged` if this broker has taken a record of this agent
+    /// before, `others` if other brokers have this very record.
+    fn judge(&self, error: Error, version: Version, acknowledged: bool, others: bool) -> Verdict {
+        let Error::Conflict { stored, .. } = error else {
+            return Verdict::Problem(error.to_string());
+        };
+        let seen = *self.seen.borrow();
+        let unproven = format!(
+            "the broker says that it has version {stored} of this node, but has not shown that record: it may not \
+             tell the truth"
+        );
+        match way(version, stored, acknowledged, &seen, now()) {
+            Way::PutAgain => Verdict::Problem(format!(
+                "the broker refused version {version} of this node for the older {stored}: it does not keep to its \
+                 own rules"
+            )),
+            Way::Unproven => Verdict::Problem(unproven),
+            // One broker's word alone does not undo what others have taken.
+            _ if others && seen.highest < Some(stored) => Verdict::Problem(unproven),
+            Way::Usurped => Verdict::Usurped(format!(
+                "another agent has announced itself as this node since, with version {stored}: give one of the two \
+                 another name; this one stays silent until the other has ended"
+            )),
+            Way::GoAbove => {
+                let raised = next_version(None, Some(stored), now());
+                if let Some(Err(error)) = raised.map(|version| self.state.keep_version(version)) {
+                    return Verdict::Problem(format!("{error:#}"));
                 }
+                Verdict::Anew(format!(
+                    "the broker has version {stored} of this node, which this agent did not sign: if this node was \
+                     not set up anew just now, another node uses the same name"
+                ))
             }
-            Error::RateLimited { after } => Halt::Retry {
-                problem: "the broker asks to slow down".into(),
-                after: Some(after),
-                anew: false,
-            },
-            other => Halt::retry(other.to_string()),
         }
+    }
+
+    /// Withdraws this node at every broker. One that does not take it lets the node's lease lapse.
+    ///
+    /// # Errors
+    /// If no broker took it: the error of one of them.
+    pub async fn withdraw(&self, withdrawal: &Signed) -> Result<(), Error> {
+        let brokers = self.client.each();
+        let answers = join_all(brokers.iter().map(|broker| broker.withdraw(&withdrawal.signed))).await;
+        let taken = answers.iter().any(Result::is_ok);
+        for error in answers.into_iter().filter_map(Result::err) {
+            if !taken {
+                return Err(error);
+            }
+            warn!(%error, "a broker did not take the withdrawal; this node's lease lapses there");
+        }
+        Ok(())
     }
 }
 
-/// How far publishing has come.
-#[derive(Default)]
-struct Progress {
-    /// What was signed last, and can be put again.
-    current: Option<Signed>,
-    /// Whether a broker has taken a record.
+/// How this node's record stands at a broker.
+#[derive(Clone, Debug, Default)]
+struct Stand {
+    /// Whether the broker has taken a record of this agent.
     acknowledged: bool,
+    /// The version it has.
+    version: Option<Version>,
+    /// Why it does not take it.
+    problem: Option<String>,
+}
+
+/// What is to be done next.
+enum Next {
+    /// See whether another record is to be signed.
+    Look,
+    /// The agent ends.
+    Gone,
+    /// Sign another record.
+    Anew,
+    /// Another agent has this node's name.
+    Usurped { problem: String },
+}
+
+enum Verdict {
+    /// Tried again as it is.
+    Problem(String),
+    /// Only another version will be taken.
+    Anew(String),
+    /// Another agent has this node's name.
+    Usurped(String),
 }
 
 /// A record as it was signed.
@@ -300,12 +381,17 @@ pub struct Signed {
     announcement: Announcement,
     /// The record.
     pub signed: SignedRecord,
-    version: Version,
+    pub(crate) version: Version,
     not_after: UnixTime,
     at: Instant,
 }
 
 impl Signed {
+    /// Which node it is of.
+    pub(crate) fn node(&self) -> &NodeName {
+        &self.announcement.node
+    }
+
     /// Whether the record need not be signed anew, by this node's clock as it is now: that may have been
     /// set since.
     fn is_fresh(&self, now: UnixTime) -> bool {
@@ -314,26 +400,7 @@ impl Signed {
     }
 }
 
-enum Halt {
-    /// The agent ends.
-    Gone,
-    /// To be tried again; `anew` with another record.
-    Retry { problem: String, after: Option<Duration>, anew: bool },
-    /// Another agent has this node's name.
-    Usurped { problem: String },
-}
-
-impl Halt {
-    fn retry(problem: String) -> Self {
-        Self::Retry { problem, after: None, anew: false }
-    }
-
-    fn keeps_record(&self) -> bool {
-        matches!(self, Self::Retry { anew: false, .. })
-    }
-}
-
-fn backoff(failures: u32) -> Duration {
+pub(crate) fn backoff(failures: u32) -> Duration {
     jitter(Duration::from_millis(500 << failures.min(5)).min(MAX_BACKOFF))
 }
 

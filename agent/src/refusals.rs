@@ -42,6 +42,12 @@ impl Refusals {
         self.latest.truncate(MAX_REFUSED);
     }
 
+    /// Counts a refusal that nobody needs to look at.
+    pub fn count(&mut self, kind: RefusalKind) {
+        self.total += 1;
+        *self.counts.entry(kind).or_default() += 1;
+    }
+
     /// How many there were, by kind.
     #[must_use]
     pub fn counts(&self) -> &BTreeMap<RefusalKind, u64> {

@@ -24,7 +24,7 @@ use crate::install::Install;
 use crate::publish::{Published, Publisher, Seen};
 use crate::start::{self, Door, Start};
 use crate::state::StateDir;
-use crate::{bundle_watch, cni_install, files, host};
+use crate::{brokers, bundle_watch, cni_install, files, host};
 
 /// How long a withdrawal may take before the agent ends without it.
 const WITHDRAW_TIME: Duration = Duration::from_secs(5);
@@ -103,7 +103,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let inbox = Inbox {
         facts: changes,
-        broker: client.watch(None),
+        broker: brokers::watch(&client),
         host: host_events,
         queries,
         published,
@@ -168,7 +168,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 async fn withdraw(publisher: &Publisher, announcement: &crate::publish::Announcement) {
     let withdrawn = async {
         let signed = publisher.sign(announcement, RecordState::Withdrawn)?;
-        publisher.client.withdraw(&signed.signed).await.map_err(anyhow::Error::from)
+        publisher.withdraw(&signed).await.map_err(anyhow::Error::from)
     };
     match timeout(WITHDRAW_TIME, withdrawn).await {
         Ok(Ok(_)) => info!("this node is withdrawn"),

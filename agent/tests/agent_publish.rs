@@ -29,16 +29,21 @@ fn now() -> UnixTime {
     SystemTime::now().into()
 }
 
-/// A broker, and the bundle of the one cluster that uses it.
+/// Brokers, and the bundle of the one cluster that uses them.
 struct World {
     directory: TempDir,
-    _broker: Broker,
+    brokers: Vec<Option<Broker>>,
+    configs: Vec<Config>,
     bundle: Arc<Bundle>,
     grant: VerifiedGrant,
 }
 
 impl World {
     async fn start() -> Self {
+        Self::with(1).await
+    }
+
+    async fn with(count: usize) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = RootKey::from_seed(&[1; 32]);
         let cluster_set = ClusterSetId::new(root.public());
@@ -58,17 +63,26 @@ impl World {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
             path
         };
-        let config = Config {
-            listen: vec![(Ipv4Addr::LOCALHOST, 0).into()],
-            cluster_set,
-            certificate: file("broker.crt", certificate.pem()),
-            private_key: file("broker.key", key.serialize_pem()),
-            data: directory.path().join("data"),
-            lease: LEASE,
-            health_listen: None,
-            limits: Limits::default(),
-        };
-        let broker = Broker::start(&config).await.unwrap();
+        let (certificate, private_key) =
+            (file("broker.crt", certificate.pem()), file("broker.key", key.serialize_pem()));
+        let (mut brokers, mut configs) = (Vec::new(), Vec::new());
+        for number in 0..count {
+            let mut config = Config {
+                listen: vec![(Ipv4Addr::LOCALHOST, 0).into()],
+                cluster_set,
+                certificate: certificate.clone(),
+                private_key: private_key.clone(),
+                data: directory.path().join(format!("data-{number}")),
+                lease: LEASE,
+                health_listen: None,
+                limits: Limits::default(),
+            };
+            let broker = Broker::start(&config).await.unwrap();
+            // The same place when it is started again.
+            config.listen = broker.addresses().to_vec();
+            brokers.push(Some(broker));
+            configs.push(config);
+        }
 
         let grant = Grant {
             cluster_set,
@@ -84,11 +98,11 @@ impl World {
             cluster_set,
             grant: grant.sign(&root),
             cluster_key,
-            brokers: vec![format!("https://{}", broker.addresses()[0])],
+            brokers: configs.iter().map(|config| format!("https://{}", config.listen[0])).collect(),
             broker_ca: authority.pem(),
         };
         let (bundle, grant) = Bundle::parse(&bundle.to_secret_text()).unwrap();
-        Self { directory, _broker: broker, bundle: Arc::new(bundle), grant }
+        Self { directory, brokers, configs, bundle: Arc::new(bundle), grant }
     }
 
     fn path(&self, agent: &str) -> std::path::PathBuf {
@@ -96,10 +110,28 @@ impl World {
     }
 
     async fn stored(&self) -> (Version, RecordState) {
-        let client = Client::new(ClientConfig::from(&*self.bundle)).unwrap();
+        self.stored_at(0).await.unwrap()
+    }
+
+    /// What one of the brokers has of the node.
+    async fn stored_at(&self, broker: usize) -> Option<(Version, RecordState)> {
+        let client = Client::new(ClientConfig::from(&*self.bundle)).unwrap().each().remove(broker);
         let list = client.list().await.unwrap();
-        let verified = Trust::new(self.bundle.cluster_set).verify(&list.entries[0].signed, now()).unwrap();
-        (verified.record().version, verified.record().state)
+        let entry = list.entries.first()?;
+        let verified = Trust::new(self.bundle.cluster_set).verify(&entry.signed, now()).unwrap();
+        Some((verified.record().version, verified.record().state))
+    }
+
+    /// Ends one of the brokers; with `lose` its store is gone too.
+    async fn stop(&mut self, broker: usize, lose: bool) {
+        assert!(self.brokers[broker].take().unwrap().stop(Duration::from_secs(5)).await);
+        if lose {
+            std::fs::remove_dir_all(&self.configs[broker].data).unwrap();
+        }
+    }
+
+    async fn start_again(&mut self, broker: usize) {
+        self.brokers[broker] = Some(Broker::start(&self.configs[broker]).await.unwrap());
     }
 }
 
@@ -122,12 +154,12 @@ impl Agent {
         let own = NodeId { cluster: "alpha".parse().unwrap(), node: "node-1".parse().unwrap() };
         let trust = Trust::new(world.bundle.cluster_set);
         let mut membership = Membership::new(trust, own, &world.grant, Known::default(), now());
-        let mut events = client.watch(None);
+        let mut events = podspan_agent::brokers::watch(&client);
         let (tell_seen, seen) = watch::channel(Seen::default());
         let watching = tokio::spawn(async move {
-            while let Some(event) = events.next().await {
+            while let Some((broker, event)) = events.next().await {
                 if let Event::Event(event) = event {
-                    membership.handle(event, now());
+                    membership.handle(broker, event, now());
                     let latest =
                         Seen { highest: membership.own_high_water(), stored: membership.own_stored() };
                     tell_seen.send_replace(latest);
@@ -175,7 +207,7 @@ impl Agent {
             task.abort();
         }
         let signed = self.farewell.sign(&self.announcement, RecordState::Withdrawn).unwrap();
-        self.farewell.client.withdraw(&signed.signed).await.unwrap();
+        self.farewell.withdraw(&signed).await.unwrap();
     }
 
     async fn crash(self) {
@@ -250,4 +282,73 @@ async fn a_full_disk_is_told_and_recovered_from() {
     assert!(told.contains("version.json"), "{told}");
     std::fs::remove_dir(world.path("a").join(".version.json.tmp")).unwrap();
     agent.taken(None).await;
+}
+
+/// Waits until one of the brokers has a version.
+async fn has(world: &World, broker: usize, version: Version) {
+    for _ in 0..100 {
+        if world.stored_at(broker).await.is_some_and(|(stored, _)| stored == version) {
+            return;
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+    panic!("broker {broker} never had {version}: {:?}", world.stored_at(broker).await);
+}
+
+#[tokio::test]
+async fn every_broker_has_the_record_and_one_is_enough() {
+    let mut world = World::with(2).await;
+    // One is down from the start.
+    world.stop(1, true).await;
+    let mut agent = Agent::start(&world, &world.path("a"), 1);
+    let version = agent.taken(None).await;
+    assert_eq!(world.stored_at(0).await.unwrap().0, version);
+    let told = agent.wait("what is missing", |p| p.partly.is_some()).await;
+    assert!(told.problem.is_none(), "{told:?}");
+    assert!(told.partly.unwrap().contains(&world.bundle.brokers[1]));
+
+    // It comes, and has the same record; nothing is left to be told.
+    world.start_again(1).await;
+    has(&world, 1, version).await;
+    agent.wait("all is well", |p| p.partly.is_none() && p.problem.is_none()).await;
+
+    // Then the other one goes: the node is confirmed all the same, and by the same record.
+    world.stop(0, false).await;
+    let gone = now();
+    let later = |p: &Published| p.acknowledged.is_some_and(|at| at > gone.after(Duration::from_secs(3)));
+    let told = agent.wait("renewals at the one that is left", later).await;
+    assert_eq!((told.problem, told.version), (None, Some(version)));
+    assert_eq!(world.stored_at(1).await.unwrap(), (version, RecordState::Active));
+
+    // It comes back without its store.
+    std::fs::remove_dir_all(&world.configs[0].data).unwrap();
+    world.start_again(0).await;
+    has(&world, 0, version).await;
+
+    // A withdrawal goes to both.
+    agent.withdraw().await;
+    for broker in [0, 1] {
+        let (withdrawn, state) = world.stored_at(broker).await.unwrap();
+        assert!(withdrawn > version && state == RecordState::Withdrawn, "broker {broker}");
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_still_has_a_former_life_does_not_silence_the_node() {
+    let mut world = World::with(2).await;
+    let mut agent = Agent::start(&world, &world.path("a"), 1);
+    let version = agent.taken(None).await;
+    has(&world, 0, version).await;
+    has(&world, 1, version).await;
+    agent.crash().await;
+    // The node's state is lost, and so is the store of one of the brokers: that one takes anything.
+    world.stop(0, true).await;
+    world.start_again(0).await;
+    std::fs::remove_dir_all(world.path("a")).unwrap();
+    let begun = std::time::Instant::now();
+    let mut again = Agent::start(&world, &world.path("a"), 2);
+    let next = again.taken(Some(version)).await;
+    has(&world, 0, next).await;
+    has(&world, 1, next).await;
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
 }

@@ -79,6 +79,23 @@ impl Client {
         })
     }
 
+    /// A client for each of the brokers alone, in the order in which they are named: what is told to one of them
+    /// the others do not know.
+    #[must_use]
+    pub fn each(&self) -> Vec<Self> {
+        let alone = |broker: &Broker| Self {
+            inner: Arc::new(Inner {
+                brokers: vec![broker.clone()],
+                tls: self.inner.tls.clone(),
+                grant: self.inner.grant.clone(),
+                timing: self.inner.timing,
+                preferred: AtomicUsize::new(0),
+                idle: Mutex::new(None),
+            }),
+        };
+        self.inner.brokers.iter().map(alone).collect()
+    }
+
     /// Puts an active record. The answer means that it is on the broker's disk. To repeat it is harmless.
     ///
     /// # Errors
