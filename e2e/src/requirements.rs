@@ -14,10 +14,11 @@ struct Package {
     file: &'static str,
 }
 
-const PACKAGES: [Package; 7] = [
+const PACKAGES: [Package; 8] = [
     Package { name: "iproute2", file: "/sbin/ip" },
     Package { name: "nftables", file: "/usr/sbin/nft" },
     Package { name: "iptables", file: "/usr/sbin/iptables-legacy-restore" },
+    Package { name: "conntrack", file: "/usr/sbin/conntrack" },
     Package { name: "containernetworking-plugins", file: "/usr/lib/cni/host-local" },
     Package { name: "tcpdump", file: "/usr/bin/tcpdump" },
     Package { name: "iputils-ping", file: "/usr/bin/ping" },
