@@ -1,17 +1,15 @@
 //! The forwarder's IO: packets from a TUN through the [`Path`] and back into the TUN, from where the kernel
 //! forwards them on.
 
-use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 
@@ -19,6 +17,7 @@ use super::path::Path;
 use super::{Answer, INTERFACE, Request};
 use crate::command::Cmd;
 use crate::control;
+use crate::tun;
 
 #[derive(Debug, Args)]
 pub(crate) struct Impair {
@@ -36,7 +35,7 @@ const BUFFER: usize = 65_536;
 /// Forwards in the calling namespace until it is ended. The TUN goes with the process; the kernel then
 /// forwards by itself again.
 pub(crate) fn run(args: &Impair) -> Result<()> {
-    let mut tun = open(INTERFACE)?;
+    let mut tun = tun::open(INTERFACE, 0)?;
     // Not for this lab's own load to be measured: a delayed packet is a fault that nobody asked for.
     // SAFETY: setpriority takes numbers and touches no memory of ours.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -15) };
@@ -81,30 +80,4 @@ pub(crate) fn run(args: &Impair) -> Result<()> {
             Err(error) => return Err(error).context("waiting for packets"),
         }
     }
-}
-
-/// Makes the TUN: packets without any header, no offloads, so that the kernel hands over what would be on the
-/// wire: cut to the sender's MTU, with checksums.
-fn open(name: &str) -> Result<File> {
-    let file =
-        File::options().read(true).write(true).open("/dev/net/tun").context("cannot open /dev/net/tun")?;
-    let mut request = libc::ifreq {
-        ifr_name: [0; libc::IFNAMSIZ],
-        ifr_ifru: libc::__c_anonymous_ifr_ifru {
-            ifru_flags: libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI)?,
-        },
-    };
-    if name.len() >= libc::IFNAMSIZ {
-        bail!("{name} is too long for an interface");
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
-    }
-    // SAFETY: the descriptor is open, and the request is a whole `ifreq` that outlives the call.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-    if result < 0 {
-        return Err(std::io::Error::last_os_error()).with_context(|| format!("cannot make the TUN {name}"));
-    }
-    fcntl(&file, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("cannot make the TUN non-blocking")?;
-    Ok(file)
 }

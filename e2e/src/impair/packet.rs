@@ -38,7 +38,13 @@ fn transport(packet: &[u8]) -> Option<(usize, u8)> {
 pub(super) fn corrupt(packet: &mut [u8], random: &mut Random) -> bool {
     let draw = random.below(usize::MAX);
     let Some((at, protocol)) = transport(packet) else { return false };
-    let first = if protocol == UDP { at + UDP_HEADER } else { at + 4 };
+    // What follows the first word of a datagram: that tells what it is, and is left so that a capture can be
+    // judged by it. A short one has no more.
+    let first = match protocol {
+        UDP if packet.len() > at + UDP_HEADER + 4 => at + UDP_HEADER + 4,
+        UDP => at + UDP_HEADER,
+        _ => at + 4,
+    };
     let Some(length) = packet.len().checked_sub(first).filter(|length| *length > 0) else { return false };
     let bit = draw % (length * 8);
     let byte = first + bit / 8;

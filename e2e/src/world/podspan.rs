@@ -171,11 +171,17 @@ impl World {
 
     /// Waits until every agent has a tunnel to every gateway of every other cluster.
     pub(crate) fn wait_until_joined(&self) -> Result<()> {
+        self.wait_until_all_tunnels_stand()?;
+        self.screen.line("every node has tunnels to all gateways of the other clusters");
+        Ok(())
+    }
+
+    /// The same, for what is done so often that nobody wants to read it each time.
+    pub(crate) fn wait_until_all_tunnels_stand(&self) -> Result<()> {
         let end = Instant::now() + JOIN;
         loop {
             let missing = self.missing()?;
             if missing.is_empty() {
-                self.screen.line("every node has tunnels to all gateways of the other clusters");
                 return Ok(());
             }
             if Instant::now() > end {

@@ -11,6 +11,8 @@ mod wire;
 
 use super::{Scenario, Setting};
 
+pub(super) use bad_input::with_clock;
+
 /// What is shown under every variant of the clusters' own rules.
 pub(super) fn reach(setting: Setting) -> Vec<Scenario> {
     reach::scenarios(setting)

@@ -23,7 +23,7 @@ const OTHERS: [(&str, &str); 2] = [("alpha/pod5", "gamma/pod3"), ("gamma/pod1", 
 const BACK: Duration = Duration::from_secs(3);
 
 /// `cmd` with a wall clock that is off by `offset` (such as `-1h`); the monotonic clock stays.
-fn with_clock(cmd: Cmd, offset: &str) -> Result<Cmd> {
+pub(in crate::scenario) fn with_clock(cmd: Cmd, offset: &str) -> Result<Cmd> {
     let library =
         PathBuf::from(format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH));
     if !library.exists() {

@@ -22,6 +22,8 @@ use super::{Scenario, Setting};
 use crate::signals;
 use crate::world::World;
 
+pub(in crate::scenario) use clock::with_clock;
+
 pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
     let scenario = |name, about, run: fn(&mut World) -> Result<()>| Scenario {
         setting,
