@@ -5,8 +5,11 @@
 //! broker's place in the list, and put together where records are verified (`membership`).
 
 use futures_util::StreamExt as _;
+use futures_util::future::join_all;
 use futures_util::stream::{SelectAll, select_all};
-use podspan_broker::client::{Client, Event, Watch};
+use podspan_broker::client::{Client, Error, Event, Watch};
+use podspan_wire::SignedRecord;
+use tracing::warn;
 
 /// A broker's place in the bundle's list.
 pub type BrokerIndex = usize;
@@ -34,4 +37,21 @@ impl Watches {
     pub async fn next(&mut self) -> Option<(BrokerIndex, Event)> {
         self.all.next().await
     }
+}
+
+/// Withdraws a node at every broker. One that does not take it lets the node's lease lapse.
+///
+/// # Errors
+/// If no broker took it: the error of one of them.
+pub async fn withdraw(client: &Client, withdrawal: &SignedRecord) -> Result<(), Error> {
+    let brokers = client.each();
+    let answers = join_all(brokers.iter().map(|broker| broker.withdraw(withdrawal))).await;
+    let taken = answers.iter().any(Result::is_ok);
+    for error in answers.into_iter().filter_map(Result::err) {
+        if !taken {
+            return Err(error);
+        }
+        warn!(%error, "a broker did not take the withdrawal; the node's lease lapses there");
+    }
+    Ok(())
 }

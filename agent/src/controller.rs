@@ -13,7 +13,7 @@ use podspan_broker::client::Event;
 use podspan_dataplane::Dataplane;
 use podspan_wire::local::{Answer, AttachmentDetail, PodRoutes, Request};
 use podspan_wire::status::BrokerStatus;
-use podspan_wire::{Bundle, Lane, NodeId, Trust, UnixTime, VerifiedGrant};
+use podspan_wire::{Bundle, Lane, NodeId, Record, Trust, UnixTime, VerifiedGrant};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
@@ -120,6 +120,8 @@ pub struct Outbox {
     pub announcement: watch::Sender<Option<Announcement>>,
     /// What was seen of this very node at the broker.
     pub seen: watch::Sender<Seen>,
+    /// The nodes of this cluster behind which nobody stands any more.
+    pub lapsed: watch::Sender<Vec<Record>>,
 }
 
 /// See the module.
@@ -337,6 +339,8 @@ impl Controller {
             *seen = latest;
             changed
         });
+        let lapsed = self.membership.lapsed_siblings();
+        self.outbox.lapsed.send_if_modified(|known| std::mem::replace(known, lapsed.clone()) != lapsed);
     }
 
     fn membership_changed(&mut self, changes: Changes) {

@@ -22,6 +22,7 @@ pub mod conflict;
 pub mod control_socket;
 pub mod controller;
 pub mod delivery;
+pub mod departed;
 pub mod desired;
 pub mod disk;
 pub mod facts;

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use podspan_wire::api::{Entry, Lease, WatchEvent};
 use podspan_wire::{
-    Cidr, CidrSet, ClusterId, Grant, HighWater, NodeId, PublicKey, Record, RecordState, Refusal, RefusalKind,
-    SignedRecord, Trust, UnixTime, VerifiedRecord, Version,
+    Cidr, CidrSet, ClusterId, Grant, HighWater, NodeId, NodeName, PublicKey, Record, RecordState, Refusal,
+    RefusalKind, SignedRecord, Trust, UnixTime, VerifiedRecord, Version,
 };
 
 use crate::brokers::BrokerIndex;
@@ -83,6 +83,8 @@ pub struct Membership {
     refusals: Refusals,
     /// The latest record that each broker has of this very node.
     own_stored: BTreeMap<BrokerIndex, OwnRecord>,
+    /// The other nodes of the own cluster.
+    siblings: BTreeMap<NodeName, (Record, Heard)>,
     /// The brokers that have sent it since their last reset.
     own_listed: BTreeSet<BrokerIndex>,
 }
@@ -125,6 +127,7 @@ impl Membership {
             waiting: BTreeMap::new(),
             refusals: Refusals::default(),
             own_stored: BTreeMap::new(),
+            siblings: BTreeMap::new(),
             own_listed: BTreeSet::new(),
         };
         for signed in known.records {
@@ -156,6 +159,14 @@ impl Membership {
     #[must_use]
     pub fn own_stored(&self) -> Option<OwnRecord> {
         self.own_stored.values().copied().max_by_key(|own| (own.version, own.held))
+    }
+
+    /// The nodes of the own cluster behind which nobody stands any more: no broker has heard from them for the time of
+    /// a lease.
+    #[must_use]
+    pub fn lapsed_siblings(&self) -> Vec<Record> {
+        let fresh = |heard: &Heard| heard.is_empty() || heard.values().any(|lease| *lease == Lease::Fresh);
+        self.siblings.values().filter(|(_, heard)| !fresh(heard)).map(|(record, _)| record.clone()).collect()
     }
 
     /// Whether a broker is just sending everything anew: more is to come.
@@ -215,6 +226,9 @@ impl Membership {
         if others {
             for node in self.nodes.values_mut().filter(|node| node.heard.len() > 1) {
                 status |= node.heard.remove(&broker).is_some();
+            }
+            for (_, heard) in self.siblings.values_mut().filter(|(_, heard)| heard.len() > 1) {
+                heard.remove(&broker);
             }
             if self.own_stored.len() > 1 {
                 self.own_stored.remove(&broker);
@@ -366,6 +380,15 @@ impl Membership {
             self.own_listed.insert(*broker);
             let held = record.state == RecordState::Active && *lease == Lease::Fresh;
             self.own_stored.insert(*broker, OwnRecord { version: record.version, held });
+        }
+        if record.id() != self.own {
+            let known = self.siblings.remove(&record.node);
+            if record.state == RecordState::Active {
+                let same = known.filter(|(known, _)| known.version == record.version);
+                let mut all = same.map(|(_, heard)| heard).unwrap_or_default();
+                all.extend(heard);
+                self.siblings.insert(record.node.clone(), (record.clone(), all));
+            }
         }
         Ok(Changes { nodes: false, status: true })
     }

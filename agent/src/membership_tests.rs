@@ -394,6 +394,29 @@ fn the_own_record_at_several_brokers() {
 }
 
 #[test]
+fn nodes_of_the_own_cluster_that_nobody_hears() {
+    let alpha = cluster("alpha", 1);
+    let entry = |sequence, state, lease| {
+        let record = Record { state, ..alpha.record(2, true, sequence) };
+        WatchEvent::Entry(Entry { revision: 1, lease, signed: alpha.sign(&record) })
+    };
+    let (active, withdrawn) = (RecordState::Active, RecordState::Withdrawn);
+    let mut m = membership_of_alpha();
+    let lapsed = |m: &Membership| m.lapsed_siblings().len();
+    m.handle(0, entry(1, active, Lease::Fresh), NOW);
+    assert_eq!(lapsed(&m), 0);
+    m.handle(0, entry(1, active, Lease::Lapsed), NOW);
+    assert_eq!(lapsed(&m), 1);
+    m.handle(1, entry(1, active, Lease::Fresh), NOW);
+    assert_eq!(lapsed(&m), 0, "another broker hears it");
+    m.disconnected(1, true);
+    assert_eq!(lapsed(&m), 1);
+    m.handle(0, entry(2, withdrawn, Lease::Lapsed), NOW);
+    assert_eq!(lapsed(&m), 0, "it is withdrawn");
+    assert!(m.nodes().is_empty());
+}
+
+#[test]
 fn a_reset_that_broke_off_marks_nobody() {
     let (beta, gamma) = (cluster("beta", 2), cluster("gamma", 3));
     let mut m = membership_of_alpha();

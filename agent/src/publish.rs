@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
+use crate::brokers;
 pub use crate::conflict::Seen;
 use crate::conflict::{Way, next_version, way};
 use crate::delivery::{self, Report};
@@ -331,16 +332,7 @@ impl Publisher {
     /// # Errors
     /// If no broker took it: the error of one of them.
     pub async fn withdraw(&self, withdrawal: &Signed) -> Result<(), Error> {
-        let brokers = self.client.each();
-        let answers = join_all(brokers.iter().map(|broker| broker.withdraw(&withdrawal.signed))).await;
-        let taken = answers.iter().any(Result::is_ok);
-        for error in answers.into_iter().filter_map(Result::err) {
-            if !taken {
-                return Err(error);
-            }
-            warn!(%error, "a broker did not take the withdrawal; this node's lease lapses there");
-        }
-        Ok(())
+        brokers::withdraw(&self.client, &withdrawal.signed).await
     }
 }
 

@@ -24,7 +24,7 @@ use crate::install::Install;
 use crate::publish::{Published, Publisher, Seen};
 use crate::start::{self, Door, Start};
 use crate::state::StateDir;
-use crate::{brokers, bundle_watch, cni_install, files, host};
+use crate::{brokers, bundle_watch, cni_install, departed, files, host};
 
 /// How long a withdrawal may take before the agent ends without it.
 const WITHDRAW_TIME: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
         return Ok(());
     };
-    let Start { bundle_text, bundle, grant, facts, changes, cni, source, state, door } = start;
+    let Start { bundle_text, bundle, grant, facts, changes, cni, present, source, state, door } = start;
     if let Some(cni) = cni {
         install.follow(cni);
     }
@@ -87,6 +87,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (host, host_events) = Host::start(host_settings).await?;
     let (announcement, announcements) = watch::channel(None);
     let (seen_sender, seen) = watch::channel(Seen::default());
+    let (lapsed_sender, lapsed) = watch::channel(Vec::new());
     let (published_sender, published) = watch::channel(Published::default());
     let settings = Settings {
         interface: config.tunnel.interface.clone(),
@@ -120,6 +121,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let publishing = publisher(published_sender);
     let farewell = publisher(watch::channel(Published::default()).0);
+    let departures = present
+        .map(|present| departed::run(facts.node.clone(), client.clone(), bundle.clone(), present, lapsed));
     let setup = Setup {
         config: config.clone(),
         bundle: bundle.clone(),
@@ -131,17 +134,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         dataplane,
         host,
     };
-    let controller = Controller::start(setup, Outbox { announcement, seen: seen_sender }).await;
+    let controller =
+        Controller::start(setup, Outbox { announcement, seen: seen_sender, lapsed: lapsed_sender }).await;
 
     let announced = announcements.clone();
     let publish = tokio::spawn(publishing.run(announcements));
+    let departures = departures.map(tokio::spawn);
     let (dataplane, host) = controller.run(inbox, stop).await;
     // Packets still flow. The CNI plugin goes first, while the agent still answers it.
     let remove = install.end().await || config.on_exit == OnExit::Remove;
     if let Some(source) = source {
         source.end().await;
     }
-    for mut task in [publish].into_iter().chain(door) {
+    for mut task in [publish].into_iter().chain(departures).chain(door) {
         task.abort();
         // Its end is waited for: it holds the state directory or the socket, and a record that is under way
         // must not follow the withdrawal.

@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 use crate::attachments::Attachments;
 use crate::config::{Config, KubernetesSource, Source};
 use crate::control_socket::{ControlSocket, Query};
+use crate::departed::Present;
 use crate::facts::LocalFacts;
 use crate::kube::source::KubernetesFacts;
 use crate::kube::{self, Running};
@@ -47,6 +48,8 @@ pub struct Start {
     pub changes: mpsc::Receiver<Found>,
     /// How podspan joins the node's CNI configuration, where the source says so.
     pub cni: Option<watch::Receiver<Option<CniMode>>>,
+    /// The names of all Nodes of the cluster, where this agent is to withdraw those that are gone.
+    pub present: Option<watch::Receiver<Present>>,
     /// What runs for the facts, if it must be ended.
     pub source: Option<Running>,
     /// The state directory.
@@ -111,7 +114,18 @@ fn from_files(config: &Config, path: &Path) -> anyhow::Result<Start> {
     let facts = source::read_file(path, &grant).map_err(|why| anyhow!("{why}"))?;
     let state = Arc::new(StateDir::open(&config.state_dir)?);
     let changes = source::watch_file(path.to_owned(), (*grant).clone(), Ok(facts.clone()));
-    Ok(Start { bundle_text, bundle, grant, facts, changes, cni: None, source: None, state, door: None })
+    Ok(Start {
+        bundle_text,
+        bundle,
+        grant,
+        facts,
+        changes,
+        cni: None,
+        present: None,
+        source: None,
+        state,
+        door: None,
+    })
 }
 
 async fn in_kubernetes(
@@ -138,7 +152,7 @@ async fn in_kubernetes(
         running.end().await;
         return end(door).await;
     };
-    let (changes, cni) = (source.facts, Some(source.cni));
+    let (changes, cni, present) = (source.facts, Some(source.cni), Some(running.present.clone()));
     Ok(Some(Start {
         bundle_text,
         bundle,
@@ -146,6 +160,7 @@ async fn in_kubernetes(
         facts,
         changes,
         cni,
+        present,
         source: Some(running),
         state,
         door: Some(door),

@@ -33,6 +33,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::control_socket::Query;
+use crate::departed::Present;
 use crate::start::end_task;
 use crate::state::StateDir;
 use writer::Writer;
@@ -50,6 +51,8 @@ pub mod writer;
 
 /// What runs for as long as the agent does.
 pub struct Running {
+    /// The names of all Nodes, while this agent writes the cluster's status.
+    pub present: watch::Receiver<Present>,
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -80,6 +83,7 @@ pub fn start(
     let (stop, stopped) = watch::channel(false);
     let (facts, source) =
         source::start(client.clone(), node.clone(), grant.clone(), state.clone(), stopped.clone());
-    let writer = Writer::new(client, node, grant.clone(), queries, facts.view.clone());
-    (facts, Running { stop, tasks: vec![source, tokio::spawn(writer.run(stopped))] })
+    let (here, present) = watch::channel(None);
+    let writer = Writer::new(client, node, grant.clone(), queries, facts.view.clone(), here);
+    (facts, Running { present, stop, tasks: vec![source, tokio::spawn(writer.run(stopped))] })
 }

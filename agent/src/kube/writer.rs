@@ -31,6 +31,7 @@ use super::lease::{Election, Pace, RENEW, Step};
 use super::source::View;
 use super::{changes, ended, objects, report};
 use crate::control_socket::Query;
+use crate::departed::Present;
 use crate::publish::jitter;
 
 /// How often the agent's state is looked at.
@@ -55,6 +56,7 @@ pub struct Writer {
     grant: Grant,
     queries: mpsc::Sender<Query>,
     view: watch::Receiver<Option<View>>,
+    present: watch::Sender<Present>,
     teller: Teller,
     election: Election,
     /// Contradictions about the own Node that were told.
@@ -105,6 +107,7 @@ impl Writer {
         grant: Grant,
         queries: mpsc::Sender<Query>,
         view: watch::Receiver<Option<View>>,
+        present: watch::Sender<Present>,
     ) -> Self {
         Self {
             teller: Teller::new(client.clone(), node.as_str()),
@@ -114,6 +117,7 @@ impl Writer {
             grant,
             queries,
             view,
+            present,
             told: BTreeSet::new(),
             tenure: None,
             complained: String::new(),
@@ -141,6 +145,7 @@ impl Writer {
                 if self.election.holds(Instant::now()) {
                     self.write(&view).await;
                 } else if self.tenure.take().is_some() {
+                    self.present.send_replace(None);
                     info!("another agent writes the status of the cluster now");
                 }
             };
@@ -238,7 +243,13 @@ impl Writer {
         status: &Status,
     ) -> Result<(), (&'static str, Failure)> {
         if tenure.read.is_none_or(|read| read.elapsed() >= READ_BACK) {
-            tenure.read(&self.client).await?;
+            if let Err(failure) = tenure.read(&self.client).await {
+                // What was read before may be old.
+                self.present.send_replace(None);
+                return Err(failure);
+            }
+            let names = tenure.nodes.iter().filter_map(|node| node.metadata.name.as_deref()?.parse().ok());
+            self.present.send_replace(Some(names.collect()));
         }
         let peers = self.write_peers(tenure, status).await;
         let set = self.write_set(tenure, view, status).await;
