@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 
 use crate::core::Time;
+use crate::core::health::Health;
 use crate::settings::Offload;
-use crate::status::{Calls, LaneStatus, WorkerStatus};
+use crate::status::{Calls, LaneStatus, Liveness, WorkerStatus};
 
 macro_rules! causes {
     ($($(#[$doc:meta])* $name:ident => $label:literal,)*) => {
@@ -72,6 +74,12 @@ causes! {
     /// The network marked congestion on the outer packet, and the inner one's transport cannot be told: it is
     /// dropped, as the marking router would otherwise have done (RFC 6040 section 4.2).
     CongestionMarked => "congestion_marked",
+    /// From a peer: a probe of a version or type that is not known here, or one that was forwarded.
+    BadProbe => "bad_probe",
+    /// From a peer: more probes than a peer has reason to send.
+    ProbeLimit => "probe_limit",
+    /// From the TUN: every gateway of the cluster is dead.
+    Unreachable => "unreachable",
     /// The inner destination is multicast, broadcast, link-local, loopback or unspecified.
     NotUnicast => "not_unicast",
 }
@@ -161,6 +169,7 @@ pub(crate) struct WorkerCounters {
     pub(crate) tx_inner_bytes: Counter,
     pub(crate) handshakes: Counter,
     pub(crate) cookies: Counter,
+    pub(crate) unreachables: Counter,
     pub(crate) ticks: Counter,
     pub(crate) polls: Counter,
     pub(crate) tun_reads: Counter,
@@ -197,6 +206,7 @@ impl WorkerCounters {
             tx_inner_bytes: self.tx_inner_bytes.get(),
             handshakes: self.handshakes.get(),
             cookies: self.cookies.get(),
+            unreachables: self.unreachables.get(),
             ticks: self.ticks.get(),
             calls: Calls {
                 poll: self.polls.get(),
@@ -214,6 +224,18 @@ impl WorkerCounters {
 /// Written into a [`Counter`] that stands for a time which has not come yet.
 const NEVER: u64 = u64::MAX;
 
+fn micros(duration: Duration) -> u64 {
+    duration.as_micros().try_into().unwrap_or(NEVER - 1)
+}
+
+fn moment(counter: &Counter) -> Option<Time> {
+    Some(counter.get()).filter(|&at| at != NEVER).map(Time::from_micros)
+}
+
+fn duration(counter: &Counter) -> Option<Duration> {
+    Some(counter.get()).filter(|&micros| micros != NEVER).map(Duration::from_micros)
+}
+
 /// What one worker tells of one tunnel.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -223,6 +245,16 @@ pub(crate) struct TunnelCounters {
     pub(crate) tx_packets: Counter,
     pub(crate) tx_bytes: Counter,
     pub(crate) drops: DropCounters,
+    pub(crate) probes_sent: Counter,
+    pub(crate) probes_answered: Counter,
+    pub(crate) replies_sent: Counter,
+    liveness: Counter,
+    changes: Counter,
+    jitter: Counter,
+    /// Probes lost, and of how many, in 16 bits each.
+    loss: Counter,
+    /// Microseconds of [`Time`], or [`NEVER`].
+    replied_at: Counter,
     established: AtomicBool,
     /// Microseconds of [`Time`], or [`NEVER`].
     handshake_at: Counter,
@@ -241,6 +273,14 @@ impl Default for TunnelCounters {
             tx_packets: Counter::default(),
             tx_bytes: Counter::default(),
             drops: DropCounters::default(),
+            probes_sent: Counter::default(),
+            probes_answered: Counter::default(),
+            replies_sent: Counter::default(),
+            liveness: Counter::default(),
+            changes: Counter::default(),
+            jitter: never(),
+            loss: Counter::default(),
+            replied_at: never(),
             established: AtomicBool::new(false),
             handshake_at: never(),
             rtt: never(),
@@ -258,6 +298,14 @@ impl TunnelCounters {
             established: self.established(),
             handshake_age: self.handshake().map(|at| now.since(at)),
             rtt: self.rtt(),
+            liveness: self.liveness(),
+            changes: self.changes.get(),
+            jitter: duration(&self.jitter),
+            loss: self.loss(),
+            last_reply_age: moment(&self.replied_at).map(|at| now.since(at)),
+            probes_sent: self.probes_sent.get(),
+            probes_answered: self.probes_answered.get(),
+            replies_sent: self.replies_sent.get(),
             rx_bytes: self.rx_bytes.get(),
             tx_bytes: self.tx_bytes.get(),
             rx_packets: self.rx_packets.get(),
@@ -279,15 +327,45 @@ impl TunnelCounters {
     }
 
     fn handshake(&self) -> Option<Time> {
-        Some(self.handshake_at.get()).filter(|&at| at != NEVER).map(Time::from_micros)
+        moment(&self.handshake_at)
     }
 
-    pub(crate) fn set_rtt(&self, rtt: std::time::Duration) {
-        self.rtt.set(rtt.as_micros().try_into().unwrap_or(NEVER - 1));
+    pub(crate) fn set_rtt(&self, rtt: Duration) {
+        self.rtt.set(micros(rtt));
     }
 
-    fn rtt(&self) -> Option<std::time::Duration> {
-        Some(self.rtt.get()).filter(|&rtt| rtt != NEVER).map(std::time::Duration::from_micros)
+    fn rtt(&self) -> Option<Duration> {
+        duration(&self.rtt)
+    }
+
+    /// What probes measured: smoothed round trip and its variation; probes lost, of how many; the last reply.
+    pub(crate) fn set_probed(
+        &self,
+        rtt: Option<(Duration, Duration)>,
+        (lost, of): (u32, u32),
+        last_reply: Option<Time>,
+    ) {
+        if let Some((rtt, variation)) = rtt {
+            self.set_rtt(rtt);
+            self.jitter.set(micros(variation));
+        }
+        self.loss.set(u64::from(lost) << 16 | u64::from(of));
+        self.replied_at.set(last_reply.map_or(NEVER, Time::as_micros));
+    }
+
+    fn loss(&self) -> Option<f64> {
+        let loss = self.loss.get();
+        let (lost, of) = (loss >> 16, loss & 0xffff);
+        (of > 0).then(|| lost as f64 / of as f64)
+    }
+
+    pub(crate) fn set_health(&self, health: &Health) {
+        self.liveness.set(Liveness::of(health) as u64);
+        self.changes.set(health.changes());
+    }
+
+    fn liveness(&self) -> Liveness {
+        Liveness::ALL.get(self.liveness.get() as usize).copied().unwrap_or_default()
     }
 
     pub(crate) fn set_endpoint(&self, endpoint: Option<SocketAddr>) {

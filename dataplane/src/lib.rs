@@ -40,6 +40,6 @@ pub use counters::{DropCause, DropCounts};
 pub use dataplane::Dataplane;
 pub use secret::LaneSecret;
 pub use settings::{DEFAULT_HANDSHAKE_LIMIT, Offload, Settings, StartError};
-pub use status::{Calls, LaneStatus, PeerStatus, Status, WorkerStatus};
+pub use status::{Calls, LaneStatus, Liveness, PeerStatus, Status, WorkerStatus};
 pub use table::{PeerSpec, Rejected, RouteSpec, TableError, TableSpec};
 pub use takeover::{LendError, LentLane};

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use podspan_wire::NodeId;
 
+use crate::core::health::{Health, Rank, State};
 use crate::counters::DropCounts;
 use crate::settings::Offload;
 
@@ -41,8 +42,25 @@ pub struct LaneStatus {
     pub established: bool,
     /// Time since the last handshake that was completed.
     pub handshake_age: Option<Duration>,
-    /// Round trip of the last handshake that this end began, including the far end's work on it.
+    /// Round trip: smoothed over the probes, or before the first one is answered that of the last handshake
+    /// which this end began.
     pub rtt: Option<Duration>,
+    /// What the replies to probes say of the tunnel.
+    pub liveness: Liveness,
+    /// How often that has changed.
+    pub changes: u64,
+    /// Mean deviation of the round trips (RFC 6298 section 2).
+    pub jitter: Option<Duration>,
+    /// The part of the last probes, at most 32, that was not answered.
+    pub loss: Option<f64>,
+    /// Time since the last reply to a probe.
+    pub last_reply_age: Option<Duration>,
+    /// Probes sent.
+    pub probes_sent: u64,
+    /// Replies to them that came.
+    pub probes_answered: u64,
+    /// Replies given to the peer's probes.
+    pub replies_sent: u64,
     /// Bytes of inner packets received and passed on.
     pub rx_bytes: u64,
     /// Bytes of inner packets sent.
@@ -53,6 +71,71 @@ pub struct LaneStatus {
     pub tx_packets: u64,
     /// Packets dropped that this peer is charged with.
     pub drops: DropCounts,
+}
+
+/// What the replies to probes say of a tunnel, the best first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Liveness {
+    /// No probe was answered yet: the peer was not asked, or is a plain WireGuard peer, which WireGuard's own
+    /// timers judge.
+    #[default]
+    Unproven,
+    /// All is well.
+    Healthy,
+    /// It came back and is avoided for a while, longer each time.
+    HeldDown,
+    /// The peer says that it is about to go.
+    Draining,
+    /// It loses over 15 % of the probes while another gateway of the cluster loses none.
+    Lossy,
+    /// The last probes are not answered.
+    Suspect,
+    /// The peer answers, but does not forward.
+    NotForwarding,
+    /// No probe was answered for 2 s.
+    Dead,
+}
+
+impl Liveness {
+    /// All of them, in order.
+    pub const ALL: [Self; 8] = [
+        Self::Unproven,
+        Self::Healthy,
+        Self::HeldDown,
+        Self::Draining,
+        Self::Lossy,
+        Self::Suspect,
+        Self::NotForwarding,
+        Self::Dead,
+    ];
+
+    pub(crate) fn of(health: &Health) -> Self {
+        match (health.state(), health.rank()) {
+            (State::Unproven, Rank::Good) => Self::Unproven,
+            (_, Rank::Good | Rank::Unknown) => Self::Healthy,
+            (_, Rank::HeldDown) => Self::HeldDown,
+            (_, Rank::Draining) => Self::Draining,
+            (_, Rank::Lossy) => Self::Lossy,
+            (_, Rank::Suspect) => Self::Suspect,
+            (_, Rank::NotForwarding) => Self::NotForwarding,
+            (_, Rank::Dead | Rank::Absent) => Self::Dead,
+        }
+    }
+
+    /// The state as a word: kebab-case, stable.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unproven => "unproven",
+            Self::Healthy => "healthy",
+            Self::HeldDown => "held-down",
+            Self::Draining => "draining",
+            Self::Lossy => "lossy",
+            Self::Suspect => "suspect",
+            Self::NotForwarding => "not-forwarding",
+            Self::Dead => "dead",
+        }
+    }
 }
 
 /// One packet worker.
@@ -84,6 +167,8 @@ pub struct WorkerStatus {
     pub handshakes: u64,
     /// Cookie replies sent.
     pub cookies: u64,
+    /// Senders of inner packets told by ICMP that no gateway of a cluster can be reached.
+    pub unreachables: u64,
     /// How often a tunnel's timers were looked at.
     pub ticks: u64,
     /// System calls made.

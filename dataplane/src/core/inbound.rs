@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use super::io::{Arrival, Batch, Departure, Sink, TunnelTag};
 use super::noise::{Kind, MAX_HANDSHAKE, Opened, Refused};
 use super::packet::{Header, is_forwardable};
+use super::probe::{Probe, Read};
 use super::tunnel::Tunnel;
 use super::{Core, HANDSHAKE_QUEUE, Time};
 use crate::counters::DropCause;
@@ -88,7 +89,11 @@ impl Core {
         let delivered = match opened {
             Opened::Keepalive => Ok(0),
             Opened::NotIp => Err(DropCause::Malformed),
-            Opened::Packet(length) => self.deliver(slot, length, ecn, sink),
+            Opened::Packet(length) => match Probe::read(&sink.packet(length)[..length]) {
+                Read::NoProbe => self.deliver(slot, length, ecn, sink),
+                Read::Probe(probe) => self.probed(now, slot, &probe, sink),
+                Read::Bad => Err(DropCause::BadProbe),
+            },
         };
         let Some(tunnel) = &mut self.tunnels[slot as usize] else { return Ok(()) };
         match delivered {

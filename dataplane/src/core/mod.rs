@@ -7,10 +7,10 @@
 //! handle_tun ─► Header::parse ─► unicast? ─► Table::route (longest prefix)
 //!  (one packet, or a big one                      │
 //!   that stands for many)                         │
-//!    owner's tunnel is up ────────────────────────┤ send there
-//!    else gateways whose tunnel is up ────────────┤ rendezvous hash of the flow
-//!    else the owner, if there is an address ──────┤ queue, shake hands
-//!    else any gateway with an address ────────────┘ rendezvous hash; queue, shake hands
+//!    owner's tunnel does well ────────────────────┤ send there
+//!    else gateways of the best rank, or the owner ┤ rendezvous hash of the flow
+//!    else whoever may be reached by a handshake ──┤ the owner, or by rendezvous hash; queue, shake hands
+//!    all are dead ────────────────────────────────┤ ICMP to the sender, through the TUN
 //!                                                 ▼
 //!                     Segments ─► Tunnel::send ─► Noise::seal ─► Sink::send
 //! ```
@@ -37,19 +37,23 @@
 //!   over makes `poll_timeout` return a time that has passed.
 //! - Memory is bounded: [`QUEUE_BYTES`] of packets and [`HANDSHAKE_QUEUE`] handshakes wait at most.
 
+pub(crate) mod health;
 mod inbound;
 pub(crate) mod io;
 pub mod lanes;
+mod liveness;
 mod noise;
 mod outbound;
 pub(crate) mod packet;
 mod peers;
+mod probe;
 mod queue;
 pub(crate) mod rendezvous;
 mod takeover;
 mod time;
 mod timers;
 mod tunnel;
+mod unreachable;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -109,6 +113,12 @@ struct Shared {
     budget: Budget,
     /// Handshakes begun so far.
     initiations: u64,
+    /// Whether this node is about to go.
+    draining: bool,
+    /// Seconds between probes of an idle tunnel that peers are asked to leave.
+    pace: u16,
+    /// How many senders may still be told that nothing can be reached.
+    unreachable: unreachable::Limit,
     /// Whether another core follows this one: it answers handshakes, and begins those of tunnels with a session.
     lent: bool,
 }
@@ -134,6 +144,8 @@ pub struct Core {
     mask: u32,
     by_peer: Vec<PeerSlots>,
     by_key: HashMap<LaneKey, u32>,
+    /// When a packet was last to go to each cluster of the table.
+    used: Vec<Option<Time>>,
     /// Who may be behind an address: current, learned and published endpoints.
     by_endpoint: HashMap<SocketAddr, u32>,
     parted: Parted,
@@ -170,6 +182,9 @@ impl Core {
                 counters,
                 budget: Budget::default(),
                 initiations: 0,
+                draining: false,
+                pace: 0,
+                unreachable: unreachable::Limit::default(),
                 lent: false,
             },
             table: Arc::default(),
@@ -179,6 +194,7 @@ impl Core {
             mask: jitter.next() as u32 & 0x00ff_ffff,
             by_peer: Vec::new(),
             by_key: HashMap::new(),
+            used: Vec::new(),
             by_endpoint: HashMap::new(),
             parted: Parted::default(),
             timers: Timers::default(),
@@ -212,8 +228,13 @@ impl Core {
                 continue;
             }
             tunnel.due = None;
-            let next = tunnel.tick(now, &mut self.jitter, &mut self.shared, sink);
+            let in_use = self.table.cluster_of(tunnel.profile.peer).is_some_and(|cluster| {
+                self.used[cluster as usize].is_some_and(|at| now.since(at) < health::USE)
+            });
+            let demand = tunnel.health.demand(now, in_use, tunnel.profile.dial);
+            let next = tunnel.tick(now, demand, &mut self.jitter, &mut self.shared, sink);
             self.schedule(slot, next);
+            self.compare(now, slot);
         }
     }
 

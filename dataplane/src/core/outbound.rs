@@ -1,8 +1,9 @@
 //! From the TUN to the network.
 
-use super::io::{Batch, Sink};
+use super::health::Rank;
+use super::io::{Batch, Sink, TunnelTag};
 use super::packet::{Header, is_forwardable};
-use super::{Core, Time, rendezvous};
+use super::{Core, Time, rendezvous, unreachable};
 use crate::counters::DropCause;
 use crate::offload::{Segments, VnetHeader};
 use crate::table::{PeerIndex, Route};
@@ -57,69 +58,83 @@ impl Core {
             return Err(DropCause::NotUnicast);
         }
         let route = self.table.route_by(&mut self.recent, header.destination).ok_or(DropCause::NoRoute)?;
-        let choice = self.choose(now, route, header).ok_or(DropCause::NoGateway)?;
-        if let Some(slot) = choice.also_start
-            && let Some(Some(tunnel)) = self.tunnels.get_mut(slot as usize)
-        {
-            let due = tunnel.start(now);
-            self.schedule(slot, due);
+        let cluster = route.cluster;
+        let choice = self.choose(now, route, header);
+        self.note_use(now, cluster, choice.slot);
+        if let Some(slot) = choice.better {
+            self.note_missed(now, slot);
         }
-        let Some(Some(tunnel)) = self.tunnels.get_mut(choice.slot as usize) else {
+        if choice.dead {
+            self.tell_sender(now, header, segments, sink);
+            return Err(DropCause::Unreachable);
+        }
+        let slot = choice.slot.ok_or(DropCause::NoGateway)?;
+        let Some(Some(tunnel)) = self.tunnels.get_mut(slot as usize) else {
             return Err(DropCause::NoGateway);
         };
         let due = tunnel.send(now, segments, &mut self.shared, sink);
-        self.schedule(choice.slot, due);
+        self.schedule(slot, due);
         Ok(())
     }
 
-    /// Which tunnel a packet takes. The owner's own is best; gateways step in when it is not up, and
-    /// meanwhile it is tried in the background, so that nothing waits for a node that may be dead.
-    fn choose(&self, now: Time, route: &Route, header: &Header) -> Option<Choice> {
-        let mut also_start = None;
-        if let Some(owner) = route.owner {
-            if let Some(slot) = self.up(now, owner) {
-                return Some(Choice { slot, also_start });
-            }
-            also_start = self.dialable(owner);
+    /// Tells who sends a packet that there is no way, so that nobody waits for what cannot come.
+    fn tell_sender(&mut self, now: Time, header: &Header, segments: &mut Segments<'_>, sink: &mut impl Sink) {
+        let Some(packet) = segments.advance() else { return };
+        if !self.shared.unreachable.take(now) {
+            return;
         }
-        let weighed = |&gateway: &PeerIndex| self.table.peers[gateway as usize].seed;
+        let room = sink.packet(unreachable::MOST);
+        if let Some(length) = unreachable::write(header, packet, room)
+            && sink.deliver(length, TunnelTag::default()).is_ok()
+        {
+            self.shared.counters.unreachables.add(1);
+        }
+    }
+
+    /// Which tunnel a packet takes. The owner's own is best; gateways step in when it does not do well, and
+    /// meanwhile it is tried in the background, so that nothing waits for a node that may be dead. Of the
+    /// gateways only those of the best [`Rank`] count, so that a flow stays with its own for as long as that
+    /// one is among them.
+    fn choose(&self, now: Time, route: &Route, header: &Header) -> Choice {
+        let owner = route.owner.and_then(|owner| self.best(now, owner));
         let gateways = &route.gateways;
-        // The hash is worth its time only where there is something to choose.
-        let flow = if gateways.len() > 1 { header.flow() } else { 0 };
-        let up = gateways.iter().filter_map(|g| Some((self.up(now, *g)?, weighed(g))));
-        if let Some(slot) = rendezvous::choose(flow, up) {
-            return Some(Choice { slot, also_start });
-        }
-        if let Some(slot) = also_start {
-            return Some(Choice { slot, also_start: None });
-        }
-        let dialable = gateways.iter().filter_map(|g| Some((self.dialable(*g)?, weighed(g))));
-        let any = || gateways.iter().chain(route.owner.iter()).find_map(|&peer| self.first(peer));
-        let slot = rendezvous::choose(flow, dialable).or_else(any)?;
-        Some(Choice { slot, also_start: None })
+        let rank_of = |&gateway: &PeerIndex| self.best(now, gateway).map(|(rank, _)| rank);
+        let best = match owner {
+            Some((Rank::Good, _)) => None,
+            _ => gateways.iter().filter_map(rank_of).min(),
+        };
+        let (rank, slot, better) = match (owner, best) {
+            (Some((rank, slot)), best) if best.is_none_or(|best| rank <= best) => (rank, Some(slot), None),
+            (owner, Some(best)) => {
+                // The hash is worth its time only where there is something to choose.
+                let flow = if gateways.len() > 1 { header.flow() } else { 0 };
+                let among = gateways.iter().filter_map(|&gateway| {
+                    let (_, slot) = self.best(now, gateway).filter(|&(rank, _)| rank == best)?;
+                    Some((slot, self.table.peers[gateway as usize].seed))
+                });
+                let better = owner.filter(|&(rank, _)| rank != Rank::Absent).map(|(_, slot)| slot);
+                (best, rendezvous::choose(flow, among), better)
+            }
+            (_, None) => (Rank::Absent, None, None),
+        };
+        Choice { slot, dead: rank == Rank::Dead, better }
     }
 
-    /// The tunnel to send to `peer` through, if one is up: the paired lane's, else any.
-    fn up(&self, now: Time, peer: PeerIndex) -> Option<u32> {
-        self.find(peer, |tunnel| tunnel.is_up(now))
-    }
-
-    fn dialable(&self, peer: PeerIndex) -> Option<u32> {
-        self.find(peer, super::Tunnel::is_dialable)
-    }
-
-    fn first(&self, peer: PeerIndex) -> Option<u32> {
-        self.find(peer, |_| true)
-    }
-
-    fn find(&self, peer: PeerIndex, fits: impl Fn(&super::Tunnel) -> bool) -> Option<u32> {
+    /// The best tunnel of `peer`; of equal ones that of the paired lanes.
+    fn best(&self, now: Time, peer: PeerIndex) -> Option<(Rank, u32)> {
         let slots = &self.by_peer.get(peer as usize)?.slots;
-        slots.iter().copied().find(|&slot| self.tunnels[slot as usize].as_ref().is_some_and(&fits))
+        let rank = |&slot: &u32| Some((self.tunnels[slot as usize].as_ref()?.rank(now), slot));
+        match slots.as_slice() {
+            [slot] => rank(slot),
+            slots => slots.iter().filter_map(rank).min_by_key(|&(rank, _)| rank),
+        }
     }
 }
 
 struct Choice {
-    slot: u32,
-    /// A tunnel that would be better, were it up.
-    also_start: Option<u32>,
+    slot: Option<u32>,
+    /// Whether it is dead, and so are all others.
+    dead: bool,
+    /// A tunnel that would be better, did it work.
+    better: Option<u32>,
 }

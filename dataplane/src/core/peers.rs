@@ -101,6 +101,7 @@ impl Core {
         }
         self.drop_all_but(&kept);
         self.index_endpoints();
+        self.adopt_clusters(&table);
         self.table = table;
         self.recent = Recent::default();
     }

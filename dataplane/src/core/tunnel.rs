@@ -9,6 +9,8 @@
 //!    └───────────────── given up, and not wanted ◄──────────────────────────┘ expired after 180 s
 //! ```
 
+mod probing;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +18,7 @@ use std::time::Duration;
 use podspan_wire::{LaneKey, NodeId};
 use tracing::{debug, info};
 
+use super::health::{Demand, Health, State};
 use super::io::{Departure, MAX_DATAGRAM, OVERHEAD, Sink, TunnelTag};
 use super::noise::{Door, Kind, MAX_HANDSHAKE, Noise, Opened, Shaken, Tick};
 use super::queue::Queue;
@@ -31,6 +34,8 @@ use crate::table::PeerIndex;
 pub(crate) const SILENCE: Duration = Duration::from_secs(15);
 /// Between two attempts at a handshake (WireGuard paper, section 6.1: REKEY_TIMEOUT).
 const RETRY: Duration = Duration::from_secs(5);
+/// The same while packets wait for it, or would.
+const HURRY: Duration = Duration::from_millis(650);
 /// Between the first few attempts without a session: a lost packet, a wrong endpoint, or a peer that
 /// learns of this node only now must not cost 5 s each.
 const QUICK_RETRY: Duration = Duration::from_secs(1);
@@ -116,6 +121,14 @@ pub(crate) struct Tunnel {
     force: bool,
     queue: Queue,
     was_up: bool,
+    /// Whether the peer ever authenticated.
+    was_heard: bool,
+    pub(crate) health: Health,
+    /// How often the peer is still to be told of what changed here, and when it was last.
+    announcements: u8,
+    announced: Time,
+    /// Packets wait for what becomes of the tunnel: try handshakes more often.
+    hurry: bool,
 }
 
 impl Tunnel {
@@ -143,6 +156,11 @@ impl Tunnel {
             force: false,
             queue: Queue::default(),
             was_up: false,
+            was_heard: false,
+            health: Health::default(),
+            announcements: 0,
+            announced: Time::default(),
+            hurry: false,
         }
     }
 
@@ -156,7 +174,9 @@ impl Tunnel {
 
     /// Whether packets may be trusted to it: there is a session, and the peer is not silent.
     pub(crate) fn is_up(&self, now: Time) -> bool {
-        self.has_session() && self.unanswered.is_none_or(|since| now.since(since) < SILENCE)
+        self.has_session()
+            && self.health.state() != State::Dead
+            && self.unanswered.is_none_or(|since| now.since(since) < SILENCE)
     }
 
     /// Whether there is an address to try.
@@ -176,6 +196,7 @@ impl Tunnel {
         if !Arc::ptr_eq(&self.profile.counters, &before.counters) {
             self.profile.counters.set_endpoint(self.endpoint);
             self.profile.counters.set_established(self.was_up);
+            self.profile.counters.set_health(&self.health);
             before.counters.set_established(false);
         }
         let news = !before.wanted() || before.candidates != self.profile.candidates;
@@ -340,6 +361,7 @@ impl Tunnel {
     /// Something authenticated came from `from`.
     fn heard(&mut self, from: SocketAddr) {
         self.unanswered = None;
+        self.was_heard = true;
         self.attempts = 0;
         if self.endpoint != Some(from) {
             if let Some(before) = self.endpoint {
@@ -379,6 +401,8 @@ impl Tunnel {
             Shaken::Completed(length) => {
                 self.profile.counters.set_rtt(now.since(self.initiated));
                 self.established(now, from, true, shared);
+                self.health.shaken();
+                self.note_health(now);
                 emit(length, self.departure(from), &self.profile, shared, sink);
                 self.note_sent(now);
                 self.flush(now, shared, sink);
@@ -415,6 +439,32 @@ impl Tunnel {
 
     /// Looks at the timers: retries, keepalives, expiry. Returns when to do so again.
     pub(crate) fn tick(
+        &mut self,
+        now: Time,
+        demand: Demand,
+        jitter: &mut Jitter,
+        shared: &mut Shared,
+        sink: &mut impl Sink,
+    ) -> Option<Time> {
+        self.hurry = matches!(demand, Demand::InUse | Demand::Standby)
+            && (self.health.doubtful(now) || !self.is_up(now));
+        if self.hurry && self.retry_at > now + HURRY + JITTER {
+            self.retry_at = now;
+        }
+        let probes = self.tick_probes(now, demand, jitter, shared, sink);
+        // boringtun has nothing to do for a tunnel that was only looked at for a probe.
+        let early = self
+            .ticked
+            .filter(|&at| self.has_session() && !self.force && !self.hurry && now.since(at) < TICK);
+        let timers = match early {
+            Some(at) => Some(at + TICK),
+            None => self.tick_timers(now, jitter, shared, sink),
+        };
+        // A session may have come or gone with that.
+        [probes, timers].into_iter().flatten().min()
+    }
+
+    fn tick_timers(
         &mut self,
         now: Time,
         jitter: &mut Jitter,
@@ -477,7 +527,8 @@ impl Tunnel {
             let old = wanted && self.session.is_some_and(|at| now.since(at) >= limit);
             let silent = self.unanswered.is_some_and(|since| now.since(since) >= SILENCE);
             // boringtun repeats by itself what is under way.
-            self.shaking.is_none() && (old || silent)
+            let doubtful = self.health.doubtful(now) || (silent && self.hurry);
+            (self.shaking.is_none() && (old || silent)) || (doubtful && now >= self.retry_at)
         } else {
             let needed = wanted || self.shaking.is_some() || !self.queue.is_empty();
             needed && now >= self.retry_at
@@ -548,6 +599,7 @@ impl Tunnel {
     fn wait(&self, jitter: &mut Jitter) -> Duration {
         let known = self.profile.candidates.len().max(1);
         let wait = match self.attempts / known {
+            _ if self.hurry => HURRY,
             _ if !self.has_session() && self.attempts <= known.max(QUICK_ATTEMPTS) => QUICK_RETRY,
             0..=6 => RETRY,
             7..=9 => RETRY * 2,
@@ -563,7 +615,10 @@ impl Tunnel {
         }
         if self.profile.wanted() || self.shaking.is_some() || !self.queue.is_empty() {
             // Without anybody to try, there is nothing to wait for: the peer dials us, or a table comes.
-            return self.is_dialable().then(|| self.retry_at.max(now + TICK));
+            let retry = self.retry_at.max(now + TICK);
+            // What has waited too long is not to wait for the next attempt to be dropped.
+            let next = if self.queue.is_empty() { retry } else { retry.min(now + IDLE_TICK) };
+            return self.is_dialable().then_some(next);
         }
         // A session that was never confirmed still has keys that must not outlive it.
         self.session.map(|_| now + RETRY)

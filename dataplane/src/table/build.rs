@@ -7,7 +7,9 @@ use std::sync::Arc;
 use podspan_wire::{LaneKey, MAX_LANES, NodeId};
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use super::{Peer, PeerIndex, PeerSpec, Rejected, Route, Table, TableSpec, TunnelEntry};
+use super::{
+    Cluster, ClusterIndex, Peer, PeerIndex, PeerSpec, Rejected, Route, Table, TableSpec, TunnelEntry,
+};
 use crate::core::{lanes, rendezvous};
 use crate::counters::TunnelCounters;
 
@@ -41,11 +43,19 @@ pub(crate) fn build(spec: TableSpec, own: &[LaneKey], before: &Table) -> (Table,
         specs.push(peer);
     }
     specs.sort_by(|a, b| a.id.cmp(&b.id));
-    let peers: Vec<Peer> = specs.into_iter().map(|spec| index_peer(spec, own.len(), before)).collect();
+    let mut table = Table::default();
+    let mut peers: Vec<Peer> = Vec::with_capacity(specs.len());
+    for spec in specs {
+        // Peers are sorted by id, so those of a cluster stand together.
+        if table.clusters.last().is_none_or(|cluster| cluster.id != spec.id.cluster) {
+            table.clusters.push(Cluster { id: spec.id.cluster.clone(), gateways: Box::default() });
+        }
+        peers.push(index_peer(spec, table.clusters.len() as u32 - 1, own.len(), before));
+    }
 
     let by_id: HashMap<&NodeId, PeerIndex> =
         peers.iter().enumerate().map(|(i, peer)| (&peer.spec.id, i as PeerIndex)).collect();
-    let mut table = Table::default();
+    let mut gateways_of = vec![BTreeSet::new(); table.clusters.len()];
     for route in spec.routes {
         if let Some(why) = route.cidr.not_announceable() {
             rejected.push(Rejected::Route { cidr: route.cidr, why });
@@ -65,13 +75,22 @@ pub(crate) fn build(spec: TableSpec, own: &[LaneKey], before: &Table) -> (Table,
                 None => rejected.push(Rejected::UnknownGateway { cidr: route.cidr, gateway }),
             }
         }
+        for &gateway in &gateways {
+            gateways_of[peers[gateway as usize].cluster as usize].insert(gateway);
+        }
+        let owner = route.owner.as_ref().and_then(|owner| by_id.get(owner).copied());
+        let any = gateways.first().copied().or(owner);
         table.routes.push(Route {
             owned: route.owner.is_some(),
-            owner: route.owner.as_ref().and_then(|owner| by_id.get(owner).copied()),
+            owner,
             gateways: gateways.into_iter().collect(),
+            cluster: any.map(|peer| peers[peer as usize].cluster),
         });
     }
     drop(by_id);
+    for (cluster, gateways) in table.clusters.iter_mut().zip(gateways_of) {
+        cluster.gateways = gateways.into_iter().collect();
+    }
     table.peers = peers;
     (table, rejected)
 }
@@ -120,7 +139,7 @@ fn is_endpoint(address: IpAddr) -> bool {
     !address.is_unspecified() && !address.is_multicast() && !broadcast
 }
 
-fn index_peer(spec: PeerSpec, own: usize, before: &Table) -> Peer {
+fn index_peer(spec: PeerSpec, cluster: ClusterIndex, own: usize, before: &Table) -> Peer {
     let old = before.peers.binary_search_by(|peer| peer.spec.id.cmp(&spec.id)).ok().map(|i| &before.peers[i]);
     let tunnels = lanes::pairs(own, spec.lanes.len())
         .map(|(local, remote)| {
@@ -136,7 +155,7 @@ fn index_peer(spec: PeerSpec, own: usize, before: &Table) -> Peer {
             TunnelEntry { local, remote, counters }
         })
         .collect();
-    Peer { seed: rendezvous::seed(spec.id.to_string().as_bytes()), spec, tunnels }
+    Peer { cluster, seed: rendezvous::seed(spec.id.to_string().as_bytes()), spec, tunnels }
 }
 
 #[cfg(test)]

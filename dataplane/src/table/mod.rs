@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use podspan_wire::{Cidr, Lane, LaneKey, NodeId};
+use podspan_wire::{Cidr, ClusterId, Lane, LaneKey, NodeId};
 
 use crate::core::Time;
 use crate::counters::TunnelCounters;
@@ -169,11 +169,15 @@ impl fmt::Display for TableError {
 
 /// Index of a peer in [`Table::peers`].
 pub(crate) type PeerIndex = u32;
+/// Index of a cluster in [`Table::clusters`].
+pub(crate) type ClusterIndex = u32;
 
 /// A peer, checked.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) spec: PeerSpec,
+    /// Its cluster: an index of [`Table::clusters`].
+    pub(crate) cluster: ClusterIndex,
     /// Stands for the node in the rendezvous hash: the same at every node and after every restart.
     pub(crate) seed: u64,
     /// The tunnels to it, by local and remote lane.
@@ -188,6 +192,14 @@ pub(crate) struct TunnelEntry {
     pub(crate) counters: Arc<TunnelCounters>,
 }
 
+/// A cluster that peers belong to.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) id: ClusterId,
+    /// Its peers that routes name as gateways, in the order of their ids.
+    pub(crate) gateways: Box<[PeerIndex]>,
+}
+
 /// Where a prefix leads.
 #[derive(Debug)]
 pub(crate) struct Route {
@@ -197,6 +209,8 @@ pub(crate) struct Route {
     pub(crate) owner: Option<PeerIndex>,
     /// In the order of node ids.
     pub(crate) gateways: Box<[PeerIndex]>,
+    /// The cluster of the first of these peers, gateways before the owner.
+    pub(crate) cluster: Option<ClusterIndex>,
 }
 
 impl Route {
@@ -211,6 +225,7 @@ impl Route {
 pub struct Table {
     /// In the order of node ids.
     pub(crate) peers: Vec<Peer>,
+    pub(crate) clusters: Vec<Cluster>,
     pub(crate) routes: Vec<Route>,
     pub(crate) lookup: Lookup,
 }
@@ -232,6 +247,12 @@ impl Table {
             peer.tunnels.iter().map(|t| t.counters.status(now, t.local, t.remote)).collect::<Vec<_>>()
         };
         self.peers.iter().map(|peer| PeerStatus { id: peer.spec.id.clone(), lanes: lanes(peer) }).collect()
+    }
+
+    /// The cluster in which `peer` is a gateway.
+    pub(crate) fn cluster_of(&self, peer: PeerIndex) -> Option<ClusterIndex> {
+        let cluster = self.peers.get(peer as usize)?.cluster;
+        self.clusters[cluster as usize].gateways.binary_search(&peer).ok().map(|_| cluster)
     }
 
     /// The route of the longest prefix that holds `address`, by way of what was asked before.

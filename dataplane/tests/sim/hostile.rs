@@ -271,6 +271,8 @@ fn under_a_flood_of_handshakes_cookies_are_asked_for_and_data_goes_on() {
 #[test]
 fn a_forged_address_makes_few_handshakes() {
     let mut sim = tapped(6);
+    // Probes end with the traffic.
+    sim.run(2 * S);
     let from = sim.outside(0, 0);
     let mut forged = vec![4, 0, 0, 0, 0xaa, 0xbb, 0xcc, 0xdd];
     forged.resize(64, 0);

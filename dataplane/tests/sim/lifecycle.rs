@@ -44,7 +44,8 @@ fn one_way_traffic_keeps_the_tunnel_up_by_passive_keepalives() {
 fn an_idle_tunnel_goes_to_sleep_and_wakes_for_a_packet() {
     let mut sim = Sim::pair(3, (1, 1)).start();
     sim.send(0, 0, &one(0));
-    sim.run(200 * S);
+    // Probes follow the packet for 2 s, and the session that they were sent on is renewed once.
+    sim.run(320 * S);
     assert!(!sim.is_up(0, 1));
     let ticks = sim.worker(0, 0).ticks + sim.worker(1, 0).ticks;
     // Past the 540 s after which boringtun gives itself up.
@@ -297,7 +298,7 @@ fn a_removed_peer_that_comes_back_is_dialled_where_it_was() {
 fn a_keepalive_that_is_switched_on_later_works_without_a_new_session() {
     let mut sim = Sim::pair(13, (1, 1)).start();
     sim.send(0, 0, &one(0));
-    sim.run(S);
+    sim.run(3 * S);
     sim.nodes[0].spec.peers[0].persistent_keepalive = Some(10);
     sim.apply(0);
     let before = sim.worker(0, 0).tx_outer_packets;

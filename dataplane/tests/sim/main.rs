@@ -6,6 +6,7 @@
 
 mod hostile;
 mod lifecycle;
+mod liveness;
 mod net;
 mod path;
 mod scale;

@@ -2,7 +2,7 @@
 //! doubles datagrams as a seed says. Nothing here sleeps, and a run is the same each time.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,8 @@ use podspan_dataplane::{DropCause, LaneSecret, LaneStatus, PeerSpec, RouteSpec, 
 use podspan_wire::{Cidr, Lane, NodeId};
 
 pub(crate) const PORT: u16 = 51840;
+/// Length of a sealed probe: IPv6 header, probe, padding to 16, WireGuard.
+const PROBE: usize = 64 + 32;
 pub(crate) const MS: Duration = Duration::from_millis(1);
 pub(crate) const S: Duration = Duration::from_secs(1);
 
@@ -72,6 +74,8 @@ pub(crate) struct Node {
     /// Inner packets that came out: when, at which lane, what.
     pub(crate) inbox: Vec<(Time, usize, Vec<u8>)>,
     pub(crate) alive: bool,
+    /// Knows nothing of probes, like a plain WireGuard peer.
+    pub(crate) mute: bool,
     wakes: Vec<Option<Time>>,
 }
 
@@ -93,6 +97,10 @@ pub(crate) struct Sim {
     pub(crate) weather: Weather,
     /// Every datagram that was sent, if it is to be kept: from, to, what.
     pub(crate) tap: Option<Vec<(SocketAddr, SocketAddr, Vec<u8>)>>,
+    /// What is lost on the way from one address to another, in parts of a thousand.
+    pub(crate) loss: BTreeMap<(IpAddr, IpAddr), u64>,
+    /// Nodes whose links are down: the network neither takes from them nor gives to them.
+    pub(crate) unplugged: BTreeSet<usize>,
     pub(crate) handshake_limit: u64,
     rng: u64,
     sequence: u64,
@@ -140,6 +148,8 @@ impl Sim {
             nodes: Vec::new(),
             weather: Weather::default(),
             tap: None,
+            loss: BTreeMap::new(),
+            unplugged: BTreeSet::new(),
             handshake_limit: 1000,
             rng: seed,
             sequence: 0,
@@ -181,6 +191,7 @@ impl Sim {
             table: Arc::default(),
             inbox: Vec::new(),
             alive: true,
+            mute: false,
             wakes: vec![None; lanes],
         });
         self.boot(node);
@@ -327,7 +338,14 @@ impl Sim {
         if weather.congested && ecn != Ecn::NotEct {
             ecn = Ecn::Ce;
         }
-        if self.random() % 1000 < weather.loss {
+        let here = |address: IpAddr| {
+            let at = |n: &Node| n.nat.as_ref().map_or(n.address, |nat| nat.outer) == address;
+            self.nodes.iter().position(at)
+        };
+        let down =
+            [from, to].into_iter().filter_map(|end| here(end.ip())).any(|n| self.unplugged.contains(&n));
+        let loss = self.loss.get(&(from.ip(), to.ip())).copied().unwrap_or_default().max(weather.loss);
+        if down || self.random() % 1000 < loss {
             return;
         }
         let copies = if self.random() % 1000 < weather.duplicates { 2 } else { 1 };
@@ -351,6 +369,11 @@ impl Sim {
             }
             Some((i, lane))
         })
+    }
+
+    /// Tells a core something.
+    pub(crate) fn call_core(&mut self, node: usize, lane: usize, work: impl FnOnce(&mut Core)) {
+        self.call(node, lane, |core, _, _| work(core));
     }
 
     /// Sends inner packets from `node` through the TUN queue of `lane`.
@@ -413,7 +436,10 @@ impl Sim {
                     }
                 }
                 Some(Event::Arrive { from, to, ecn, bytes }) => {
-                    if let Some((node, lane)) = self.receiver(from, to) {
+                    // A probe is the only packet that is so long.
+                    if let Some((node, lane)) = self.receiver(from, to)
+                        && !(self.nodes[node].mute && bytes.len() == PROBE)
+                    {
                         self.inject_marked(node, lane, ecn, &[(from, bytes)]);
                     }
                 }

@@ -287,6 +287,8 @@ fn the_owner_is_best_then_gateways_by_flow_and_only_lost_flows_move() {
     // It comes back: exactly its own flows return.
     sim.nodes[2].alive = true;
     sim.until(20 * S, "the gateway is dialled again", |sim| sim.is_up(0, 2));
+    where_flows_go(&mut sim, "10.2.9.9");
+    sim.run(S);
     assert_eq!(where_flows_go(&mut sim, "10.2.9.9"), before);
 }
 
@@ -305,6 +307,8 @@ fn with_all_gateways_lost_flows_keep_their_gateway_and_recover() {
         sim.nodes[gateway].alive = true;
     }
     sim.until(20 * S, "dialled again", |sim| sim.is_up(0, 1) && sim.is_up(0, 2));
+    where_flows_go(&mut sim, "10.2.9.9");
+    sim.run(S);
     assert_eq!(where_flows_go(&mut sim, "10.2.9.9"), before);
 }
 

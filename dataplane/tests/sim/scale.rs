@@ -33,7 +33,7 @@ fn five_thousand_idle_peers_cost_one_tick_each_a_second_or_none() {
     assert!((PEERS as u64 / 2..=PEERS as u64 * 11 / 10).contains(&per_second), "{per_second} ticks a second");
 
     // Sessions end, and with them the cost.
-    sim.run(200 * S);
+    sim.run(320 * S);
     let before = sim.worker(0, 0).ticks;
     sim.run(10 * S);
     assert_eq!(sim.worker(0, 0).ticks, before);
