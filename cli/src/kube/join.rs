@@ -112,14 +112,17 @@ fn read_broker(directory: &Path) -> Result<BrokerTls> {
 async fn join(args: &Join, wanted: &Wanted) -> Result<ExitCode> {
     let cluster = Cluster::connect(&args.cluster).await?;
     println!("Joining {} as cluster {}", cluster.server, wanted.grant.cluster);
-    check_joined(&cluster, wanted).await?;
+    let renewed = check_joined(&cluster, wanted).await?;
     check_nodes(&cluster, &args.gateway).await?;
     let objects = wanted.objects(args, args.image.as_deref())?;
-    let image = match &args.image {
-        Some(image) => Some(image.clone()),
-        None => present_image(&cluster, &objects).await?,
+    let there = present_agent(&cluster, &objects).await?;
+    let image = args.image.clone().or_else(|| there.as_ref().and_then(manifests::image));
+    let mut objects = wanted.objects(args, image.as_deref())?;
+    let restarted = match renewed {
+        true => Some(tls::now()?.to_string()),
+        false => there.as_ref().and_then(manifests::restarted),
     };
-    let objects = wanted.objects(args, image.as_deref())?;
+    manifests::set_restarted(&mut objects, restarted.as_deref());
     for object in &objects {
         cluster.apply(object, args.force_conflicts).await?;
     }
@@ -127,6 +130,9 @@ async fn join(args: &Join, wanted: &Wanted) -> Result<ExitCode> {
         label(&cluster, node).await?;
     }
     println!("  {} objects applied", objects.len());
+    if renewed && !args.settings_only {
+        println!("  The bundle is another one than before: the agents are restarted, node by node");
+    }
     if args.broker_here {
         tell_broker(wanted);
     }
@@ -161,14 +167,15 @@ async fn join(args: &Join, wanted: &Wanted) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Refuses to make another cluster out of one that is joined already.
-async fn check_joined(cluster: &Cluster, wanted: &Wanted) -> Result<()> {
+/// Refuses to make another cluster out of one that is joined already. Tells whether the cluster has joined with
+/// another bundle, which its agents must be restarted to let go of.
+async fn check_joined(cluster: &Cluster, wanted: &Wanted) -> Result<bool> {
     let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": BUNDLE.0, "namespace": NAMESPACE } });
-    let Some(there) = cluster.get(&secret).await? else { return Ok(()) };
+    let Some(there) = cluster.get(&secret).await? else { return Ok(false) };
     let text = there.data["data"][BUNDLE.1].as_str().and_then(|text| STANDARD.decode(text).ok());
     let text = Zeroizing::new(text.and_then(|text| String::from_utf8(text).ok()).unwrap_or_default());
     // A Secret that holds no bundle is put right.
-    let Ok((bundle, grant)) = Bundle::parse(&text) else { return Ok(()) };
+    let Ok((bundle, grant)) = Bundle::parse(&text) else { return Ok(false) };
     if bundle.cluster_set != wanted.bundle.cluster_set || grant.cluster != wanted.grant.cluster {
         bail!(
             "this Kubernetes cluster is joined already, as cluster {} of another cluster set or under another name: is \
@@ -184,16 +191,13 @@ async fn check_joined(cluster: &Cluster, wanted: &Wanted) -> Result<()> {
             wanted.grant.serial
         );
     }
-    Ok(())
+    Ok(*text != *wanted.text)
 }
 
-/// The image that runs there, so that joining again does not bring another version.
-async fn present_image(cluster: &Cluster, objects: &[Value]) -> Result<Option<String>> {
+/// The agents' DaemonSet as it is there: joining again must not bring another version, nor restart it.
+async fn present_agent(cluster: &Cluster, objects: &[Value]) -> Result<Option<Value>> {
     let Some(agent) = objects.iter().find(|object| manifests::is_agent(object)) else { return Ok(None) };
-    let there = cluster.get(agent).await?;
-    Ok(there.and_then(|there| {
-        Some(there.data.pointer("/spec/template/spec/containers/0/image")?.as_str()?.to_owned())
-    }))
+    Ok(cluster.get(agent).await?.map(|there| there.data))
 }
 
 async fn check_nodes(cluster: &Cluster, names: &[String]) -> Result<()> {

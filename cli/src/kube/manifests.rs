@@ -22,6 +22,9 @@ const BASE: [(&str, &str); 6] = [
 const BROKER_FILES: [(&str, &str); 1] =
     [("broker.yaml", include_str!("../../../manifests/components/broker/broker.yaml"))];
 
+/// The annotation of the agents' pods that tells when they were restarted for another bundle.
+const RESTARTED: &str = "podspan.io/bundle-renewed-at";
+
 /// The broker's TLS files.
 pub(super) struct BrokerTls {
     /// The certificate chain, PEM.
@@ -118,6 +121,24 @@ pub(super) fn is_agent(object: &Value) -> bool {
     object["kind"] == "DaemonSet" && object["metadata"]["name"] == AGENT
 }
 
+/// The image of an agents' DaemonSet.
+pub(super) fn image(agent: &Value) -> Option<String> {
+    Some(agent.pointer("/spec/template/spec/containers/0/image")?.as_str()?.to_owned())
+}
+
+/// When the agents of a DaemonSet were last restarted for another bundle.
+pub(super) fn restarted(agent: &Value) -> Option<String> {
+    Some(agent.pointer("/spec/template/metadata/annotations")?.get(RESTARTED)?.as_str()?.to_owned())
+}
+
+/// Has the agents restarted, by the DaemonSet's own rules, unless they were at that very time.
+pub(super) fn set_restarted(objects: &mut [Value], when: Option<&str>) {
+    let Some(when) = when else { return };
+    for agent in objects.iter_mut().filter(|object| is_agent(object)) {
+        agent["spec"]["template"]["metadata"]["annotations"][RESTARTED] = when.into();
+    }
+}
+
 /// The objects as YAML documents, for kubectl.
 pub(super) fn yaml(objects: &[Value]) -> Result<Zeroizing<String>> {
     let mut text = Zeroizing::new(String::new());
@@ -193,6 +214,22 @@ mod tests {
                 .unwrap()
                 .contains(concat!("podspan:", env!("CARGO_PKG_VERSION")))
         );
+    }
+
+    #[test]
+    fn a_restart_is_kept_until_the_next() {
+        let mut objects = program(true, Some("podspan:9")).unwrap();
+        let agent = |objects: &[Value]| objects.iter().find(|object| is_agent(object)).unwrap().clone();
+        assert_eq!(
+            (restarted(&agent(&objects)), image(&agent(&objects)).as_deref()),
+            (None, Some("podspan:9"))
+        );
+        let plain = objects.clone();
+        set_restarted(&mut objects, None);
+        assert_eq!(objects, plain);
+        set_restarted(&mut objects, Some("then"));
+        assert_eq!(restarted(&agent(&objects)).as_deref(), Some("then"));
+        assert_eq!(objects.iter().filter(|object| plain.contains(object)).count(), objects.len() - 1);
     }
 
     /// Every object is in podspan's namespace, or has a name of podspan's where it is not.

@@ -21,16 +21,15 @@ async fn upgrade(args: &Upgrade) -> Result<ExitCode> {
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": BROKER, "namespace": NAMESPACE },
     });
     let broker = cluster.get(&broker).await?.is_some();
-    let objects = manifests::program(broker, Some(&args.image))?;
+    let mut objects = manifests::program(broker, Some(&args.image))?;
     let Some(agent) = objects.iter().find(|object| manifests::is_agent(object)) else {
         bail!("the manifests have no agent; this is an error in podspan");
     };
     let Some(there) = cluster.get(agent).await? else {
         bail!("podspan is not in this cluster: bring it there with `podspan join`; is --context right?");
     };
-    let before =
-        there.data.pointer("/spec/template/spec/containers/0/image").and_then(|image| image.as_str());
-    let before = before.unwrap_or("unknown").to_owned();
+    let before = manifests::image(&there.data).unwrap_or_else(|| "unknown".to_owned());
+    manifests::set_restarted(&mut objects, manifests::restarted(&there.data).as_deref());
     println!("Upgrading {} from {before} to {}", cluster.server, args.image);
     // The broker last: it is moved in one go, and only once the image is known to run.
     let is_broker = |object: &&serde_json::Value| object["kind"] == "Deployment";
