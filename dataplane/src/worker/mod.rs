@@ -15,6 +15,7 @@
 
 mod control;
 mod outbox;
+mod pace;
 mod sink;
 mod socket;
 
@@ -37,6 +38,7 @@ use crate::settings::Offload;
 use crate::table::Table;
 use crate::takeover::{Order, Role};
 use crate::tun::Queue;
+use pace::Pace;
 use sink::{Buffers, Kernel};
 pub(crate) use socket::LaneSocket;
 
@@ -46,6 +48,9 @@ const REATTACH: Duration = Duration::from_secs(1);
 /// How long an interface that is down, or a socket that only gives errors, is left alone: it would
 /// report itself ready all the time.
 const REST: Duration = Duration::from_millis(50);
+
+/// What one call read is small if it has fewer bytes; others rarely come alone.
+const SMALL: usize = 1024;
 
 /// What a worker is told.
 pub(crate) enum Command {
@@ -124,11 +129,16 @@ impl Worker {
     }
 
     fn run(mut self) -> Result<(), String> {
+        // So that pauses end when they should. Without it they are longer, no more.
+        if let Err(error) = nix::sys::prctl::set_timerslack(1000) {
+            warn!(lane = self.lane, %error, "cannot set the timer slack");
+        }
         let mut buffers = Buffers::new(&self.socket, self.queue.as_ref());
         self.counters.set_offload(buffers.offload(&self.socket));
         let mut datagrams = Batch::<Arrival>::default();
         let mut packets = Batch::<VnetHeader>::default();
         let mut rests = Rests::default();
+        let mut pace = Pace::default();
         let mut reattach_at = Time::default();
         loop {
             let now = self.clock.now();
@@ -139,16 +149,25 @@ impl Worker {
             }
             rests.socket = rests.socket.filter(|&until| now < until);
             rests.queue = rests.queue.filter(|&until| now < until);
-            let ready = self.wait(&rests, reattach_at).map_err(|error| format!("cannot poll: {error}"))?;
+            let ready = self
+                .wait(now, &rests, reattach_at, &pace)
+                .map_err(|error| format!("cannot poll: {error}"))?;
 
+            let waited = now;
             let now = self.clock.now();
+            let waited = now.since(waited);
             if ready.control && !self.obey(now) {
                 return Ok(());
             }
-            if ready.socket && self.read_socket(&mut datagrams) {
+            // What the worker was woken up for is often alone, unless it is big: what comes behind it ends the next wait.
+            let alone = waited > pace::SLEPT && pace.pause().is_none();
+            if ready.socket && self.read_socket(&mut datagrams, alone) {
                 rests.socket = Some(now + REST);
             }
-            if ready.queue && self.role.reads_tun() && self.read_queue(&mut packets, ready.queue_failed) {
+            if ready.queue
+                && self.role.reads_tun()
+                && self.read_queue(&mut packets, ready.queue_failed, alone)
+            {
                 rests.queue = Some(now + REST);
             }
             let mut kernel = Kernel {
@@ -157,6 +176,7 @@ impl Worker {
                 buffers: &mut buffers,
                 counters: &self.counters,
             };
+            pace.note(now, waited, datagrams.len() + packets.len());
             self.role.relay(&self.core, &datagrams, &self.counters);
             self.core.handle_udp(now, &datagrams, &mut kernel);
             self.core.handle_tun(now, &mut packets, &mut kernel);
@@ -171,11 +191,11 @@ impl Worker {
     }
 
     /// Waits until something is to be done.
-    fn wait(&self, rests: &Rests, reattach_at: Time) -> nix::Result<Ready> {
+    fn wait(&self, now: Time, rests: &Rests, reattach_at: Time, pace: &Pace) -> nix::Result<Ready> {
         let reattach = self.queue.is_none().then_some(reattach_at);
         let until =
             [self.core.poll_timeout(), rests.socket, rests.queue, reattach].into_iter().flatten().min();
-        let timeout = until.map(|at| TimeSpec::from(at.since(self.clock.now())));
+        let timeout = until.map(|at| at.since(now));
 
         // Who is not waited for has the control's descriptor in its place: an empty set of events would
         // still report errors.
@@ -188,7 +208,14 @@ impl Worker {
             queue.map_or_else(control, |queue| PollFd::new(queue.as_fd(), PollFlags::POLLIN)),
         ];
         self.counters.polls.add(1);
-        match ppoll(&mut fds, timeout, None) {
+        if let Some(pause) = pace.pause()
+            && timeout.is_none_or(|timeout| timeout > pause)
+        {
+            self.counters.polls.add(1);
+            // Who controls it is not kept waiting.
+            let _ = ppoll(&mut [control()], Some(TimeSpec::from(pause)), None);
+        }
+        match ppoll(&mut fds, timeout.map(TimeSpec::from), None) {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(Ready::default()),
             Err(error) => return Err(error),
@@ -222,8 +249,8 @@ impl Worker {
         true
     }
 
-    /// Reads one batch; returns whether the socket needs a rest.
-    fn read_socket(&mut self, batch: &mut Batch<Arrival>) -> bool {
+    /// Reads one batch, or what may be `alone` if it is small; returns whether the socket needs a rest.
+    fn read_socket(&mut self, batch: &mut Batch<Arrival>, alone: bool) -> bool {
         if self.role.read_relayed(batch) {
             return false;
         }
@@ -231,7 +258,12 @@ impl Worker {
         while let Some(room) = batch.room() {
             self.counters.udp_receives.add(1);
             match self.socket.receive(room) {
-                Ok(received) => batch.push_segments(received.arrival, received.length, received.segment),
+                Ok(received) => {
+                    batch.push_segments(received.arrival, received.length, received.segment);
+                    if alone && received.length < SMALL {
+                        break;
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // An error that an earlier packet brought about is reported once, then the queue goes on.
@@ -247,13 +279,18 @@ impl Worker {
         false
     }
 
-    /// Reads one batch; returns whether the queue needs a rest.
-    fn read_queue(&mut self, batch: &mut Batch<VnetHeader>, failed: bool) -> bool {
+    /// The same of the queue.
+    fn read_queue(&mut self, batch: &mut Batch<VnetHeader>, failed: bool, alone: bool) -> bool {
         let Some(queue) = &self.queue else { return false };
         while let Some(room) = batch.room() {
             self.counters.tun_reads.add(1);
             match queue.read(room) {
-                Ok((place, Some(header))) => batch.push_part(header, place.start, place.end),
+                Ok((place, Some(header))) => {
+                    batch.push_part(header, place.start, place.end);
+                    if alone && place.len() < SMALL {
+                        break;
+                    }
+                }
                 Ok((_, None)) => self.counters.drops.count(DropCause::Malformed),
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => return failed && batch.is_empty(),
