@@ -3,7 +3,7 @@
 use std::fmt;
 
 use podspan_wire::RefusalKind;
-use podspan_wire::status::{LaneStatus, NodeStatus, Reachability, Status};
+use podspan_wire::status::{LaneStatus, Liveness, NodeStatus, Reachability, Status};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
@@ -133,10 +133,75 @@ impl Collector for StatusMetrics {
             ),
             family(
                 "peer_rtt",
-                "Round trip of a tunnel's last handshake",
+                "Round trip through a tunnel, by probes or else by its last handshake",
                 Some(Unit::Seconds),
                 Gauge,
                 self.per_lane(|lane| lane.rtt_us.map(|us| us as f64 / 1e6)),
+            ),
+            family(
+                "peer_jitter",
+                "Mean deviation of a tunnel's round trips",
+                Some(Unit::Seconds),
+                Gauge,
+                self.per_lane(|lane| lane.probes.jitter_us.map(|us| us as f64 / 1e6)),
+            ),
+            family(
+                "peer_loss_ratio",
+                "The part of a tunnel's last probes, at most 32, that was not answered",
+                None,
+                Gauge,
+                self.per_lane(|lane| lane.probes.loss),
+            ),
+            family(
+                "peer_last_answer_age",
+                "Time since a probe of a tunnel was answered",
+                Some(Unit::Seconds),
+                Gauge,
+                self.per_lane(|lane| lane.probes.last_answer_age),
+            ),
+            family(
+                "node_liveness",
+                "What probes say of a remote node that tunnels lead to: 1 for its state, 0 for the others",
+                None,
+                Gauge,
+                status
+                    .clusters
+                    .iter()
+                    .flat_map(|c| &c.nodes)
+                    .filter(|node| !node.lanes.is_empty())
+                    .flat_map(|node| {
+                        let labels = |state: Liveness| {
+                            vec![
+                                ("cluster", node.id.cluster.to_string()),
+                                ("node", node.id.node.to_string()),
+                                ("state", state.label().to_owned()),
+                            ]
+                        };
+                        let now = node.liveness();
+                        Liveness::ALL.map(|state| (labels(state), truth(state == now)))
+                    })
+                    .collect(),
+            ),
+            family(
+                "peer_liveness_changes",
+                "How often the liveness of a tunnel has changed",
+                None,
+                Counter,
+                self.per_lane(|lane| Some(lane.probes.changes as f64)),
+            ),
+            family(
+                "peer_probes_sent",
+                "Probes sent through a tunnel",
+                None,
+                Counter,
+                self.per_lane(|lane| Some(lane.probes.sent as f64)),
+            ),
+            family(
+                "peer_probes_answered",
+                "Probes sent through a tunnel that were answered",
+                None,
+                Counter,
+                self.per_lane(|lane| Some(lane.probes.answered as f64)),
             ),
             family(
                 "peer_receive",
@@ -330,6 +395,7 @@ mod tests {
             established: true,
             handshake_age: Some(1.5),
             rtt_us: Some(1500),
+            probes: Default::default(),
             rx_bytes: u64::from(u32::MAX),
             tx_bytes: 1,
             rx_packets: 2,
@@ -430,7 +496,7 @@ mod tests {
             assert!(value.is_finite() && labels.len() == labels.iter().collect::<BTreeSet<_>>().len());
             values.insert(line.rsplit_once(' ').unwrap().0.to_owned(), value);
         }
-        assert_eq!(kinds.len(), 25, "{:?}", kinds.keys());
+        assert_eq!(kinds.len(), 32, "{:?}", kinds.keys());
         for (name, value) in [
             ("podspan_start_time_seconds", 1_795_305_600.0),
             (r#"podspan_cluster_state{cluster="beta",state="degraded"}"#, 1.0),

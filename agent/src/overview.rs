@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use podspan_dataplane::{DropCounts, PeerStatus};
 use podspan_wire::status::{
-    BrokerStatus, ClusterStatus, KernelStatus, LaneStatus, LocalLane, LocalNode, NodeStatus, Reachability,
+    BrokerStatus, ClusterStatus, KernelStatus, LaneStatus, LocalLane, LocalNode, NodeStatus, ProbeStatus, Reachability,
     Status, WorkerStatus,
 };
 use podspan_wire::{CidrSet, ClusterId, Grant, Lane, NodeId, UnixTime};
@@ -152,13 +152,27 @@ fn lane(lane: &podspan_dataplane::LaneStatus) -> LaneStatus {
         endpoint: lane.endpoint,
         established: lane.established,
         handshake_age: lane.handshake_age.map(|age| age.as_secs_f64()),
-        rtt_us: lane.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+        rtt_us: lane.rtt.map(micros),
+        probes: ProbeStatus {
+            liveness: lane.liveness,
+            changes: lane.changes,
+            jitter_us: lane.jitter.map(micros),
+            loss: lane.loss,
+            last_answer_age: lane.last_reply_age.map(|age| age.as_secs_f64()),
+            sent: lane.probes_sent,
+            answered: lane.probes_answered,
+            given: lane.replies_sent,
+        },
         rx_bytes: lane.rx_bytes,
         tx_bytes: lane.tx_bytes,
         rx_packets: lane.rx_packets,
         tx_packets: lane.tx_packets,
         drops: drops(&lane.drops),
     }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn drops(counts: &DropCounts) -> BTreeMap<String, u64> {
@@ -203,6 +217,11 @@ fn reach_problem(cluster: &ClusterStatus) -> Option<String> {
     };
     let (down, silent) = named(Reachability::Down);
     let (degraded, partly) = named(Reachability::Degraded);
+    let avoided: Vec<String> = gateways
+        .iter()
+        .filter(|n| n.liveness().is_avoided())
+        .map(|n| format!("{} is {}: {}", n.id.node, n.liveness().label(), n.liveness().meaning()))
+        .collect();
     if gateways.is_empty() {
         None
     } else if cluster.state == Reachability::Down {
@@ -216,6 +235,12 @@ fn reach_problem(cluster: &ClusterStatus) -> Option<String> {
             "cluster {}: {down} of {} gateways do not answer ({silent})",
             cluster.cluster,
             gateways.len()
+        ))
+    } else if !avoided.is_empty() {
+        Some(format!(
+            "cluster {}: avoided where there is another way: {}",
+            cluster.cluster,
+            avoided.join("; ")
         ))
     } else if degraded > 0 {
         Some(format!(
@@ -328,6 +353,7 @@ mod tests {
                 established,
                 handshake_age: None,
                 rtt_us: None,
+                probes: ProbeStatus::default(),
                 rx_bytes: 0,
                 tx_bytes: 0,
                 rx_packets: 0,

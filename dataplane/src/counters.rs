@@ -10,7 +10,7 @@ use arc_swap::ArcSwapOption;
 use crate::core::Time;
 use crate::core::health::Health;
 use crate::settings::Offload;
-use crate::status::{Calls, LaneStatus, Liveness, WorkerStatus};
+use crate::status::{Calls, LaneStatus, Liveness, WorkerStatus, liveness};
 
 macro_rules! causes {
     ($($(#[$doc:meta])* $name:ident => $label:literal,)*) => {
@@ -276,7 +276,7 @@ impl Default for TunnelCounters {
             probes_sent: Counter::default(),
             probes_answered: Counter::default(),
             replies_sent: Counter::default(),
-            liveness: Counter::default(),
+            liveness: Counter(AtomicU64::new(Liveness::Unproven as u64)),
             changes: Counter::default(),
             jitter: never(),
             loss: Counter::default(),
@@ -360,7 +360,7 @@ impl TunnelCounters {
     }
 
     pub(crate) fn set_health(&self, health: &Health) {
-        self.liveness.set(Liveness::of(health) as u64);
+        self.liveness.set(liveness(health) as u64);
         self.changes.set(health.changes());
     }
 

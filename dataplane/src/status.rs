@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use podspan_wire::NodeId;
+pub use podspan_wire::status::Liveness;
 
 use crate::core::health::{Health, Rank, State};
 use crate::counters::DropCounts;
@@ -73,68 +74,17 @@ pub struct LaneStatus {
     pub drops: DropCounts,
 }
 
-/// What the replies to probes say of a tunnel, the best first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Liveness {
-    /// No probe was answered yet: the peer was not asked, or is a plain WireGuard peer, which WireGuard's own
-    /// timers judge.
-    #[default]
-    Unproven,
-    /// All is well.
-    Healthy,
-    /// It came back and is avoided for a while, longer each time.
-    HeldDown,
-    /// The peer says that it is about to go.
-    Draining,
-    /// It loses over 15 % of the probes while another gateway of the cluster loses none.
-    Lossy,
-    /// The last probes are not answered.
-    Suspect,
-    /// The peer answers, but does not forward.
-    NotForwarding,
-    /// No probe was answered for 2 s.
-    Dead,
-}
-
-impl Liveness {
-    /// All of them, in order.
-    pub const ALL: [Self; 8] = [
-        Self::Unproven,
-        Self::Healthy,
-        Self::HeldDown,
-        Self::Draining,
-        Self::Lossy,
-        Self::Suspect,
-        Self::NotForwarding,
-        Self::Dead,
-    ];
-
-    pub(crate) fn of(health: &Health) -> Self {
-        match (health.state(), health.rank()) {
-            (State::Unproven, Rank::Good) => Self::Unproven,
-            (_, Rank::Good | Rank::Unknown) => Self::Healthy,
-            (_, Rank::HeldDown) => Self::HeldDown,
-            (_, Rank::Draining) => Self::Draining,
-            (_, Rank::Lossy) => Self::Lossy,
-            (_, Rank::Suspect) => Self::Suspect,
-            (_, Rank::NotForwarding) => Self::NotForwarding,
-            (_, Rank::Dead | Rank::Absent) => Self::Dead,
-        }
-    }
-
-    /// The state as a word: kebab-case, stable.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Unproven => "unproven",
-            Self::Healthy => "healthy",
-            Self::HeldDown => "held-down",
-            Self::Draining => "draining",
-            Self::Lossy => "lossy",
-            Self::Suspect => "suspect",
-            Self::NotForwarding => "not-forwarding",
-            Self::Dead => "dead",
-        }
+/// What is thought of a tunnel, in the words of the status.
+pub(crate) fn liveness(health: &Health) -> Liveness {
+    match (health.state(), health.rank()) {
+        (State::Unproven, Rank::Good) => Liveness::Unproven,
+        (_, Rank::Good | Rank::Unknown) => Liveness::Healthy,
+        (_, Rank::HeldDown) => Liveness::HeldDown,
+        (_, Rank::Draining) => Liveness::Draining,
+        (_, Rank::Lossy) => Liveness::Lossy,
+        (_, Rank::Suspect) => Liveness::Suspect,
+        (_, Rank::NotForwarding) => Liveness::NotForwarding,
+        (_, Rank::Dead | Rank::Absent) => Liveness::Dead,
     }
 }
 

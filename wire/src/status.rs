@@ -211,6 +211,22 @@ pub struct NodeStatus {
     pub lanes: Vec<LaneStatus>,
 }
 
+impl NodeStatus {
+    /// What probes say of the node: the worst of its lanes, but for those that were not probed yet.
+    #[must_use]
+    pub fn liveness(&self) -> Liveness {
+        let proven = self.lanes.iter().map(|lane| lane.probes.liveness).filter(|l| *l != Liveness::Unproven);
+        proven.max().unwrap_or_default()
+    }
+
+    /// The mean loss of its lanes, 0 to 1.
+    #[must_use]
+    pub fn loss(&self) -> Option<f64> {
+        let losses: Vec<f64> = self.lanes.iter().filter_map(|lane| lane.probes.loss).collect();
+        (!losses.is_empty()).then(|| losses.iter().sum::<f64>() / losses.len() as f64)
+    }
+}
+
 /// One tunnel: a lane of this node and a lane of a peer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -225,8 +241,12 @@ pub struct LaneStatus {
     pub established: bool,
     /// Seconds since the last handshake.
     pub handshake_age: Option<f64>,
-    /// Round trip of the last handshake, microseconds.
+    /// Round trip: smoothed over the probes, or that of the last handshake before one was answered;
+    /// microseconds.
     pub rtt_us: Option<u64>,
+    /// What probes inside the tunnel tell of it.
+    #[serde(default)]
+    pub probes: ProbeStatus,
     /// Bytes of inner packets received.
     pub rx_bytes: u64,
     /// Bytes of inner packets sent.
@@ -237,6 +257,102 @@ pub struct LaneStatus {
     pub tx_packets: u64,
     /// Packets dropped, by cause.
     pub drops: BTreeMap<String, u64>,
+}
+
+/// What probes inside a tunnel tell of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ProbeStatus {
+    /// The verdict.
+    pub liveness: Liveness,
+    /// How often it has changed.
+    pub changes: u64,
+    /// Mean deviation of the round trips (RFC 6298 section 2), microseconds.
+    pub jitter_us: Option<u64>,
+    /// The part of the last probes, at most 32, that was not answered; 0 to 1.
+    pub loss: Option<f64>,
+    /// Seconds since the last answer.
+    pub last_answer_age: Option<f64>,
+    /// Probes sent.
+    pub sent: u64,
+    /// Answers to them that came.
+    pub answered: u64,
+    /// Answers given to the peer's probes.
+    pub given: u64,
+}
+
+/// What the answers to probes say of a tunnel, the best first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Liveness {
+    /// All is well.
+    Healthy,
+    /// No probe was answered yet: the peer was not asked, or is a plain WireGuard peer, which WireGuard's own
+    /// timers judge.
+    #[default]
+    Unproven,
+    /// It came back and is avoided for a while, longer each time.
+    HeldDown,
+    /// The peer says that it is about to go.
+    Draining,
+    /// It loses over 15 % of the probes while another gateway of the cluster loses none.
+    Lossy,
+    /// The last probes are not answered.
+    Suspect,
+    /// The peer answers, but does not forward.
+    NotForwarding,
+    /// No probe was answered for 2 s.
+    Dead,
+}
+
+impl Liveness {
+    /// All of them, in order.
+    pub const ALL: [Self; 8] = [
+        Self::Healthy,
+        Self::Unproven,
+        Self::HeldDown,
+        Self::Draining,
+        Self::Lossy,
+        Self::Suspect,
+        Self::NotForwarding,
+        Self::Dead,
+    ];
+
+    /// The word for it, the same as in JSON.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Unproven => "unproven",
+            Self::HeldDown => "held-down",
+            Self::Draining => "draining",
+            Self::Lossy => "lossy",
+            Self::Suspect => "suspect",
+            Self::NotForwarding => "not-forwarding",
+            Self::Dead => "dead",
+        }
+    }
+
+    /// What it means, for a person.
+    #[must_use]
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Healthy => "it answers",
+            Self::Unproven => "it has not answered a probe yet",
+            Self::HeldDown => "it answers again and is held down for a while",
+            Self::Draining => "it is about to go",
+            Self::Lossy => "it loses many packets while another gateway loses none",
+            Self::Suspect => "it stopped answering",
+            Self::NotForwarding => "it answers but does not forward to other nodes of its cluster",
+            Self::Dead => "it has not answered for 2 s and more",
+        }
+    }
+
+    /// Whether packets take another way where there is one.
+    #[must_use]
+    pub fn is_avoided(self) -> bool {
+        self > Self::Unproven
+    }
 }
 
 /// One packet worker.

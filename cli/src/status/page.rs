@@ -201,6 +201,9 @@ impl Page<'_> {
             headings.push("ENDPOINT");
         }
         headings.extend(if wide { ["HANDSHAKE", "RTT"] } else { ["AGE", "RTT"] });
+        if wide {
+            headings.push("LOSS");
+        }
         headings.extend(["RX", "TX", "DROPS"]);
         let mut table = Table::new(&headings);
         let mut via = 0;
@@ -357,9 +360,18 @@ fn style(state: Reachability) -> Style {
 fn row(node: &NodeStatus, wide: bool) -> Vec<Cell> {
     let sum = Summary::of(node);
     let none = || "-".to_owned();
-    let state = format!("{}{}", node.state.label(), if node.stale { ", stale" } else { "" });
+    let liveness = node.liveness();
+    // That what is down is dead needs no saying.
+    let notable = liveness.is_avoided() && node.state != Reachability::Down;
+    let mut state = node.state.label().to_owned();
+    if notable {
+        let _ = write!(state, ", {}", liveness.label());
+    }
+    if node.stale {
+        state.push_str(", stale");
+    }
     let state_style = match style(node.state) {
-        Style::Good if node.stale => Style::Warn,
+        Style::Good if node.stale || notable => Style::Warn,
         other => other,
     };
     let mut cells = vec![
@@ -369,7 +381,7 @@ fn row(node: &NodeStatus, wide: bool) -> Vec<Cell> {
         Cell::styled(state, state_style),
     ];
     if sum.total == 0 {
-        let dashes = if wide { 7 } else { 6 };
+        let dashes = if wide { 8 } else { 6 };
         cells.push(Cell::number(none(), Style::Faint));
         if wide {
             cells.push(Cell::styled(none(), Style::Faint));
@@ -390,6 +402,12 @@ fn row(node: &NodeStatus, wide: bool) -> Vec<Cell> {
     let drops_style = if dropped > 0 { Style::Warn } else { Style::Plain };
     cells.push(Cell::number(sum.handshake_age.map_or_else(none, human::age), Style::Plain));
     cells.push(Cell::number(sum.rtt_us.map_or_else(none, human::micros), Style::Plain));
+    if wide {
+        let loss = node.loss();
+        let loss_style = if loss.is_some_and(|loss| loss > 0.0) { Style::Warn } else { Style::Plain };
+        let percent = |loss: f64| format!("{:.0}%", 100.0 * loss);
+        cells.push(Cell::number(loss.map_or_else(none, percent), loss_style));
+    }
     cells.push(Cell::number(human::bytes(sum.rx_bytes), Style::Plain));
     cells.push(Cell::number(human::bytes(sum.tx_bytes), Style::Plain));
     cells.push(Cell::number(human::count(dropped), drops_style));
@@ -408,9 +426,9 @@ mod tests {
 
     #[test]
     fn a_narrow_terminal_gets_a_narrow_page() {
-        let wide = page(&View { colour: false, width: Some(140), all: false });
+        let wide = page(&View { colour: false, width: Some(150), all: false });
         assert!(wide.contains("ENDPOINT") && wide.contains("HANDSHAKE"), "{wide}");
-        assert!(wide.lines().all(|line| line.len() <= 140), "{wide}");
+        assert!(wide.lines().all(|line| line.len() <= 150), "{wide}");
         let narrow = page(&View { colour: false, width: Some(80), all: false });
         assert!(!narrow.contains("ENDPOINT"), "{narrow}");
         assert!(narrow.contains("  gamma/gamma-1 at 203.0.113.11:51840-51841\n"), "{narrow}");
