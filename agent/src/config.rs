@@ -31,6 +31,27 @@ impl FromStr for OnExit {
     }
 }
 
+/// What an agent does once another one has taken over from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterTakeover {
+    /// It ends.
+    End,
+    /// It stands by until it is told to stop: where whoever started it would only start it again. Should the
+    /// other agent end, it takes the node back.
+    Wait,
+}
+
+impl FromStr for AfterTakeover {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "end" => Ok(Self::End),
+            "wait" => Ok(Self::Wait),
+            _ => Err("use \"end\" or \"wait\""),
+        }
+    }
+}
+
 /// Where the facts about this node come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -65,6 +86,10 @@ pub struct Config {
     pub health_listen: Option<SocketAddr>,
     /// What happens when the agent is told to stop.
     pub on_exit: OnExit,
+    /// What it does once another one has taken over from it.
+    pub after_takeover: AfterTakeover,
+    /// The unix socket on which this very process is asked whether it is alive and ready; none unless set.
+    pub probe_socket: Option<PathBuf>,
     /// Where the facts about this node come from.
     pub source: Source,
     /// The CNI plugin's place on the node; untouched unless set.
@@ -154,6 +179,8 @@ impl Config {
         let socket = top.optional::<FilePath>(r, "socket");
         let health_listen = top.optional::<ListenAddress>(r, "health-listen").map(|address| address.0);
         let on_exit = top.optional(r, "on-exit").unwrap_or(OnExit::Keep);
+        let after_takeover = top.optional(r, "after-takeover").unwrap_or(AfterTakeover::End);
+        let probe_socket = top.optional::<FilePath>(r, "probe-socket").map(resolve);
         let source = match top.section(r, "source") {
             Some(section) => Self::source(r, section, base),
             None => {
@@ -180,6 +207,8 @@ impl Config {
             socket: socket.map_or_else(|| PathBuf::from(podspan_wire::DEFAULT_SOCKET), resolve),
             health_listen,
             on_exit,
+            after_takeover,
+            probe_socket,
             source: source.ok_or_else(missing)?,
             cni,
             tunnel,
@@ -285,6 +314,8 @@ state-dir = "/var/lib/podspan"
 socket = "/run/podspan/agent.sock"
 health-listen = "127.0.0.1:9840"
 on-exit = "keep"
+after-takeover = "wait"
+probe-socket = "probe.sock"
 
 [source]
 file = "node.toml"
@@ -315,6 +346,8 @@ gro = true
         let config = parse(WHOLE).unwrap();
         assert_eq!(config.bundle, Path::new("/etc/podspan/alpha.bundle"));
         assert_eq!(config.source, Source::File { path: "/etc/podspan/node.toml".into() });
+        assert_eq!(config.after_takeover, AfterTakeover::Wait);
+        assert_eq!(config.probe_socket.as_deref(), Some(Path::new("/etc/podspan/probe.sock")));
         assert_eq!(config.tunnel.lanes, 2);
         assert_eq!(config.tunnel.mtu, Some(1420));
         assert_eq!(config.offload, Offload { tso: false, uso: true, gso: false, gro: true });
@@ -364,6 +397,8 @@ gro = true
             ("socket", "socket = []"),
             ("health-listen", "health-listen = \"9840\""),
             ("on-exit", "on-exit = \"stay\""),
+            ("after-takeover", "after-takeover = \"stay\""),
+            ("probe-socket", "probe-socket = \"\""),
             ("source.file", "file = {}"),
             ("tunnel.interface", "interface = \"a/b\""),
             ("tunnel.interface", "interface = \"a-name-of-sixteen\""),

@@ -1,7 +1,9 @@
 //! The unix socket of status and CNI plugin: lines in, lines out; the answers come from the controller.
 
 use std::fs;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +16,9 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::places::Places;
+use crate::takeover::Ask;
+use crate::takeover::lender::Asked;
+use crate::takeover::talk::Talk;
 
 /// How many clients are served at a time; for a further one the first is let go.
 const MAX_CLIENTS: usize = 256;
@@ -28,10 +33,11 @@ pub struct Query {
     pub answer: oneshot::Sender<Answer>,
 }
 
-/// The open socket. Its file goes when this is dropped.
+/// The open socket. Its file goes when this is dropped, unless another agent has it.
 pub struct ControlSocket {
     path: PathBuf,
-    listener: UnixListener,
+    listener: StdListener,
+    given: bool,
 }
 
 impl ControlSocket {
@@ -64,31 +70,57 @@ impl ControlSocket {
         // at no time can anybody but the owner connect.
         let hidden = path.with_extension(format!("{}", std::process::id()));
         let _ = fs::remove_file(&hidden);
-        let listener = UnixListener::bind(&hidden)
+        let listener = StdListener::bind(&hidden)
             .with_context(|| format!("cannot open the socket {}", path.display()))?;
+        listener.set_nonblocking(true)?;
         fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))?;
         fs::rename(&hidden, path).with_context(|| format!("cannot open the socket {}", path.display()))?;
-        Ok(Self { path: path.to_owned(), listener })
+        Ok(Self { path: path.to_owned(), listener, given: false })
     }
 
-    /// Serves clients for ever.
-    pub async fn serve(self, queries: mpsc::Sender<Query>) {
-        let mut places = Places::new(MAX_CLIENTS);
-        loop {
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    let queries = queries.clone();
-                    places.serve(async move {
-                        if let Err(error) = client(stream, queries).await {
-                            debug!(%error, "a client of the unix socket was let go");
-                        }
-                    });
-                }
-                Err(error) => {
-                    // Out of file descriptors, most likely: what is there must go on.
-                    warn!(%error, "the unix socket cannot take a client");
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                }
+    /// The socket that another agent has handed over.
+    #[must_use]
+    pub fn adopt(path: &Path, socket: OwnedFd) -> Self {
+        Self { path: path.to_owned(), listener: socket.into(), given: false }
+    }
+
+    /// The socket, for another agent.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    /// Closes it and leaves its file: it is another agent's.
+    pub fn give(mut self) {
+        self.given = true;
+    }
+
+    /// Something that [`serve`]s clients. Within a Tokio runtime.
+    ///
+    /// # Errors
+    /// If there is no descriptor left.
+    pub fn listener(&self) -> std::io::Result<UnixListener> {
+        UnixListener::from_std(self.listener.try_clone()?)
+    }
+}
+
+/// Serves clients for ever; who wants to take over goes to `asked`.
+pub async fn serve(listener: UnixListener, queries: mpsc::Sender<Query>, asked: mpsc::Sender<Asked>) {
+    let mut places = Places::new(MAX_CLIENTS);
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (queries, asked) = (queries.clone(), asked.clone());
+                places.serve(async move {
+                    if let Err(error) = client(stream, queries, asked).await {
+                        debug!(%error, "a client of the unix socket was let go");
+                    }
+                });
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely: what is there must go on.
+                warn!(%error, "the unix socket cannot take a client");
+                tokio::time::sleep(Duration::from_millis(200)).await;
             }
         }
     }
@@ -96,11 +128,17 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if !self.given {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
-async fn client(stream: UnixStream, queries: mpsc::Sender<Query>) -> anyhow::Result<()> {
+async fn client(
+    stream: UnixStream,
+    queries: mpsc::Sender<Query>,
+    asked: mpsc::Sender<Asked>,
+) -> anyhow::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
     loop {
@@ -111,6 +149,13 @@ async fn client(stream: UnixStream, queries: mpsc::Sender<Query>) -> anyhow::Res
             return Ok(());
         }
         let complete = line.ends_with(b"\n");
+        if let Ok(Ask::Begin(begin)) = serde_json::from_slice(&line) {
+            let stream = read.into_inner().reunite(write)?.into_std()?;
+            stream.set_nonblocking(false)?;
+            // Whoever asks while nobody can hand over finds the connection closed.
+            let _ = asked.try_send(Asked { begin, talk: Talk::new(stream) });
+            return Ok(());
+        }
         let answer = if taken > MAX_LINE {
             Answer::Error { message: format!("a request has at most {MAX_LINE} bytes") }
         } else {
@@ -149,7 +194,7 @@ mod tests {
                 let _ = query.answer.send(Answer::Done);
             }
         });
-        tokio::spawn(socket.serve(queries))
+        tokio::spawn(async move { serve(socket.listener().unwrap(), queries, mpsc::channel(1).0).await })
     }
 
     async fn exchange(path: &Path, bytes: &[u8]) -> String {

@@ -67,7 +67,7 @@ pub struct Setup {
     /// This node's lanes as they are announced.
     pub lanes: Vec<Lane>,
     /// The packet path.
-    pub dataplane: Dataplane,
+    pub dataplane: Arc<Dataplane>,
     /// The hand on the kernel.
     pub host: Host,
 }
@@ -131,7 +131,7 @@ pub struct Controller {
     facts: LocalFacts,
     disk: Disk,
     lanes: Vec<Lane>,
-    dataplane: Dataplane,
+    dataplane: Arc<Dataplane>,
     host: Host,
     underlay: Underlay,
     membership: Membership,
@@ -226,17 +226,17 @@ impl Controller {
         controller
     }
 
-    /// Runs until `stop` is done, then gives back the data plane and the hand on the kernel.
-    pub async fn run(mut self, mut inbox: Inbox, stop: impl Future<Output = ()>) -> (Dataplane, Host) {
+    /// Runs until `stop` is done, then gives back what that said, and the hand on the kernel.
+    pub async fn run<T>(mut self, mut inbox: Inbox, stop: impl Future<Output = T>) -> (T, Host) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut broker, mut facts, mut published) = (true, true, true);
         tokio::pin!(stop);
-        loop {
+        let said = loop {
             // What is being written must be on disk before it is used: no more is taken in until then.
             let hear = broker && self.refusals_left > 0 && !self.disk.busy(What::Known);
             tokio::select! {
-                () = &mut stop => break,
+                said = &mut stop => break said,
                 Some(query) = inbox.queries.recv() => {
                     let answer = self.answer(query.request);
                     let _ = query.answer.send(answer);
@@ -274,10 +274,10 @@ impl Controller {
                 Some(_) = self.disk.next() => self.flush(false),
                 _ = ticks.tick() => self.tick().await,
             }
-        }
+        };
         self.write_endpoints();
         self.disk.finish().await;
-        (self.dataplane, self.host)
+        (said, self.host)
     }
 
     /// Every part runs for as long as the agent does. If one ended all the same, its panic is in the log,

@@ -93,24 +93,40 @@ async fn status(queries: &mpsc::Sender<Query>) -> Result<Result<Box<Status>, Str
 
 /// Alive: the controller answers and every worker runs. An agent that waits is alive: starting it again would
 /// not bring what it waits for.
-async fn health(State(queries): State<mpsc::Sender<Query>>) -> Result<String, (StatusCode, String)> {
-    let Ok(status) = status(&queries).await? else { return Ok("ok, but waiting\n".to_owned()) };
+///
+/// # Errors
+/// What is wrong.
+pub async fn alive(queries: &mpsc::Sender<Query>) -> Result<String, String> {
+    let Ok(status) = status(queries).await.map_err(|(_, why)| why)? else {
+        return Ok("ok, but waiting\n".to_owned());
+    };
     match status.workers.iter().find_map(|worker| worker.failed.as_ref().map(|why| (worker.lane, why))) {
-        Some((lane, why)) => Err((StatusCode::SERVICE_UNAVAILABLE, format!("lane {lane}: {why}\n"))),
+        Some((lane, why)) => Err(format!("lane {lane}: {why}\n")),
         None => Ok("ok\n".to_owned()),
     }
 }
 
 /// Ready: everything in the kernel stands, and it is known what should.
-async fn readiness(State(queries): State<mpsc::Sender<Query>>) -> Result<String, (StatusCode, String)> {
-    let reasons = match status(&queries).await? {
+///
+/// # Errors
+/// What is missing, a line each.
+pub async fn ready(queries: &mpsc::Sender<Query>) -> Result<String, String> {
+    let reasons = match status(queries).await.map_err(|(_, why)| why)? {
         Ok(status) => match overview::ready(&status) {
             Ok(()) => return Ok("ready\n".to_owned()),
             Err(reasons) => reasons,
         },
         Err(waiting) => vec![waiting],
     };
-    Err((StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"))
+    Err(reasons.join("\n") + "\n")
+}
+
+async fn health(State(queries): State<mpsc::Sender<Query>>) -> Result<String, (StatusCode, String)> {
+    alive(&queries).await.map_err(|why| (StatusCode::SERVICE_UNAVAILABLE, why))
+}
+
+async fn readiness(State(queries): State<mpsc::Sender<Query>>) -> Result<String, (StatusCode, String)> {
+    ready(&queries).await.map_err(|why| (StatusCode::SERVICE_UNAVAILABLE, why))
 }
 
 async fn scrape(

@@ -67,6 +67,14 @@ impl Install {
         problem
     }
 
+    /// For an agent that hands over to another one: ends what was begun, and leaves everything in its place.
+    pub async fn let_go(self) {
+        if let Some(mut task) = self.installer {
+            task.abort();
+            let _ = (&mut task).await;
+        }
+    }
+
     /// For an agent that is told to stop: ends what was begun. Returns whether podspan leaves this node for
     /// good; the CNI plugin is out of every configuration then.
     pub async fn end(self) -> bool {

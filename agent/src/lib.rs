@@ -42,4 +42,5 @@ pub mod run;
 pub mod source;
 pub mod start;
 pub mod state;
+pub mod takeover;
 pub mod underlay;

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use podspan_agent::config::OnExit;
 use podspan_agent::run;
+use podspan_agent::takeover::probe;
 use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
@@ -47,6 +49,25 @@ enum Command {
         #[arg(long, value_name = "FILE", default_value = "/etc/podspan/agent.toml")]
         config: PathBuf,
     },
+    /// Ask the agent that has the `probe-socket` of these settings whether it is alive, or ready.
+    ///
+    /// For a kubelet, whose pods may run side by side on one node while one follows the other.
+    Probe {
+        /// What is asked.
+        #[arg(value_enum)]
+        question: Question,
+        /// The settings file.
+        #[arg(long, value_name = "FILE", default_value = "/etc/podspan/agent.toml")]
+        config: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Question {
+    /// Whether the controller answers and every worker runs.
+    Alive,
+    /// Whether everything stands in the kernel, and packets can go to and come from other clusters.
+    Ready,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -103,6 +124,16 @@ fn work(cli: Cli, runtime: &Runtime) -> anyhow::Result<()> {
         Some(Command::Clean { config }) => {
             set_up_log(Log::Text);
             runtime.block_on(run::clean(&run::read_config(&config)?))
+        }
+        Some(Command::Probe { question, config }) => {
+            let config = run::read_config(&config)?;
+            let socket = config.probe_socket.context("the settings name no probe-socket")?;
+            let question = match question {
+                Question::Alive => "alive",
+                Question::Ready => "ready",
+            };
+            println!("{}", runtime.block_on(probe::ask(&socket, question))?);
+            Ok(())
         }
         None => {
             let mut config = run::read_config(&cli.run.config)?;

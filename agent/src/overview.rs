@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use podspan_dataplane::{DropCounts, PeerStatus};
 use podspan_wire::status::{
-    BrokerStatus, ClusterStatus, KernelStatus, LaneStatus, LocalLane, LocalNode, NodeStatus, ProbeStatus, Reachability,
-    Status, WorkerStatus,
+    BrokerStatus, ClusterStatus, KernelStatus, LaneStatus, LocalLane, LocalNode, NodeStatus, ProbeStatus,
+    Reachability, Status, WorkerStatus,
 };
 use podspan_wire::{CidrSet, ClusterId, Grant, Lane, NodeId, UnixTime};
 

@@ -4,6 +4,8 @@
 //! Kubernetes they come in any order, after the pod: the agent waits for them, alive but not ready, says
 //! what is missing, and takes in the pods that are added meanwhile.
 
+use std::net::TcpListener as StdTcpListener;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,13 +24,14 @@ use zeroize::Zeroizing;
 
 use crate::attachments::Attachments;
 use crate::config::{Config, KubernetesSource, Source};
-use crate::control_socket::{ControlSocket, Query};
+use crate::control_socket::{self, ControlSocket, Query};
 use crate::departed::Present;
 use crate::facts::LocalFacts;
 use crate::kube::source::KubernetesFacts;
 use crate::kube::{self, Running};
 use crate::source::{self, Found};
 use crate::state::StateDir;
+use crate::takeover::lender::Asked;
 use crate::{files, http};
 
 /// How often to look whether what is waited for is there.
@@ -54,14 +57,16 @@ pub struct Start {
     pub source: Option<Running>,
     /// The state directory.
     pub state: Arc<StateDir>,
-    /// The socket and the health port, if they are served already.
-    pub door: Option<Vec<JoinHandle<()>>>,
+    /// The socket and the health port.
+    pub door: Door,
+    /// What serves them.
+    pub served: Vec<JoinHandle<()>>,
 }
 
-/// The unix socket and the health port, open and not served yet.
+/// The unix socket and the health port, open.
 pub struct Door {
     socket: ControlSocket,
-    health: Option<TcpListener>,
+    health: Option<StdTcpListener>,
 }
 
 impl Door {
@@ -72,19 +77,76 @@ impl Door {
     pub async fn open(config: &Config) -> anyhow::Result<Self> {
         let socket = ControlSocket::bind(&config.socket)?;
         let health = match config.health_listen {
-            Some(address) => Some(http::bind(address).await?),
+            Some(address) => Some(http::bind(address).await?.into_std()?),
             None => None,
         };
         Ok(Self { socket, health })
     }
 
-    /// Serves both; what is asked goes to `queries`.
-    #[must_use]
-    pub fn serve(self, queries: &mpsc::Sender<Query>) -> Vec<JoinHandle<()>> {
-        let socket = tokio::spawn(self.socket.serve(queries.clone()));
-        let health = self.health.map(|listener| tokio::spawn(http::serve(listener, queries.clone())));
-        [socket].into_iter().chain(health).collect()
+    /// Those that another agent has handed over; the health port only if it is the one that the settings ask for.
+    ///
+    /// # Errors
+    /// If another health port is asked for, and is somebody else's.
+    pub async fn adopt(config: &Config, socket: OwnedFd, health: Option<OwnedFd>) -> anyhow::Result<Self> {
+        let socket = ControlSocket::adopt(&config.socket, socket);
+        let given = health.map(StdTcpListener::from);
+        let wanted = config.health_listen;
+        let given = given.filter(|given| given.local_addr().ok() == wanted);
+        let health = match (given, wanted) {
+            (Some(given), _) => Some(given),
+            (None, Some(address)) => Some(http::bind(address).await?.into_std()?),
+            (None, None) => None,
+        };
+        Ok(Self { socket, health })
     }
+
+    /// Serves both; what is asked goes to `queries`, who wants to take over to `asked`.
+    ///
+    /// # Errors
+    /// If there are no descriptors left.
+    pub fn serve(
+        &self,
+        queries: &mpsc::Sender<Query>,
+        asked: &mpsc::Sender<Asked>,
+    ) -> anyhow::Result<Vec<JoinHandle<()>>> {
+        let socket = control_socket::serve(self.socket.listener()?, queries.clone(), asked.clone());
+        let mut tasks = vec![tokio::spawn(socket)];
+        if let Some(health) = &self.health {
+            let listener = TcpListener::from_std(health.try_clone()?)?;
+            tasks.push(tokio::spawn(http::serve(listener, queries.clone())));
+        }
+        Ok(tasks)
+    }
+
+    /// Both, for another agent.
+    #[must_use]
+    pub fn descriptors(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
+        (self.socket.descriptor(), self.health.as_ref().map(AsFd::as_fd))
+    }
+
+    /// Closes both; the socket's file is another agent's.
+    pub fn give(self) {
+        self.socket.give();
+    }
+
+    /// Opens the socket anew, since another agent that has ended may have taken its file away.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn reopen(self, config: &Config) -> anyhow::Result<Self> {
+        drop(self.socket);
+        Ok(Self { socket: ControlSocket::bind(&config.socket)?, health: self.health })
+    }
+}
+
+/// Where what is asked comes in.
+pub struct Desk<'a> {
+    /// Questions, to be sent.
+    pub sender: &'a mpsc::Sender<Query>,
+    /// Questions, received.
+    pub queries: &'a mut mpsc::Receiver<Query>,
+    /// Who wants to take over.
+    pub asked: &'a mpsc::Sender<Asked>,
 }
 
 /// Gets what the agent needs; `None` if it was told to stop before it was there.
@@ -93,26 +155,53 @@ impl Door {
 /// If something is wrong that waiting does not mend.
 pub async fn start(
     config: &Config,
-    sender: &mpsc::Sender<Query>,
-    queries: &mut mpsc::Receiver<Query>,
+    state: Option<Arc<StateDir>>,
+    door: Option<Door>,
+    desk: Desk<'_>,
     stop: &mut Pin<&mut impl Future<Output = ()>>,
 ) -> anyhow::Result<Option<Start>> {
     match &config.source {
-        Source::File { path } => from_files(config, path).map(Some),
-        Source::Kubernetes(settings) => in_kubernetes(config, settings, sender, queries, stop).await,
+        Source::File { path } => from_files(config, path, state, door, desk).await.map(Some),
+        Source::Kubernetes(settings) => in_kubernetes(config, settings, state, door, desk, stop).await,
     }
 }
 
-fn read_bundle(path: &Path) -> anyhow::Result<(Zeroizing<String>, Bundle, VerifiedGrant)> {
+fn open_state(config: &Config, state: Option<Arc<StateDir>>) -> anyhow::Result<Arc<StateDir>> {
+    match state {
+        Some(state) => Ok(state),
+        None => StateDir::open(&config.state_dir).map(Arc::new),
+    }
+}
+
+async fn open_door(config: &Config, door: Option<Door>) -> anyhow::Result<Door> {
+    match door {
+        Some(door) => Ok(door),
+        None => Door::open(config).await,
+    }
+}
+
+/// Reads the bundle.
+///
+/// # Errors
+/// If it cannot be read or used.
+pub fn read_bundle(path: &Path) -> anyhow::Result<(Zeroizing<String>, Bundle, VerifiedGrant)> {
     let text = files::read_secret(path).context("bundle")?;
     let (bundle, grant) = Bundle::parse(&text).map_err(|error| anyhow!("{}: {error}", path.display()))?;
     Ok((text, bundle, grant))
 }
 
-fn from_files(config: &Config, path: &Path) -> anyhow::Result<Start> {
+async fn from_files(
+    config: &Config,
+    path: &Path,
+    state: Option<Arc<StateDir>>,
+    door: Option<Door>,
+    desk: Desk<'_>,
+) -> anyhow::Result<Start> {
     let (bundle_text, bundle, grant) = read_bundle(&config.bundle)?;
     let facts = source::read_file(path, &grant).map_err(|why| anyhow!("{why}"))?;
-    let state = Arc::new(StateDir::open(&config.state_dir)?);
+    let state = open_state(config, state)?;
+    let door = open_door(config, door).await?;
+    let served = door.serve(desk.sender, desk.asked)?;
     let changes = source::watch_file(path.to_owned(), (*grant).clone(), Ok(facts.clone()));
     Ok(Start {
         bundle_text,
@@ -124,33 +213,36 @@ fn from_files(config: &Config, path: &Path) -> anyhow::Result<Start> {
         present: None,
         source: None,
         state,
-        door: None,
+        door,
+        served,
     })
 }
 
 async fn in_kubernetes(
     config: &Config,
     settings: &KubernetesSource,
-    sender: &mpsc::Sender<Query>,
-    queries: &mut mpsc::Receiver<Query>,
+    state: Option<Arc<StateDir>>,
+    door: Option<Door>,
+    Desk { sender, queries, asked }: Desk<'_>,
     stop: &mut Pin<&mut impl Future<Output = ()>>,
 ) -> anyhow::Result<Option<Start>> {
     let node = kube::client::node_name(settings)?;
     let client = kube::client::client(settings).await?;
-    let state = Arc::new(StateDir::open(&config.state_dir)?);
-    let door = Door::open(config).await?.serve(sender);
+    let state = open_state(config, state)?;
+    let door = open_door(config, door).await?;
+    let served = door.serve(sender, asked)?;
     let mut room = WaitingRoom { attachments: Attachments::load(state.clone())?, told: String::new() };
     room.attachments.take_pending(&config.socket);
 
     let bundle = room.until(queries, stop, || look_for_bundle(&config.bundle)).await;
-    let Some((bundle_text, bundle, grant)) = bundle else { return end(door).await };
+    let Some((bundle_text, bundle, grant)) = bundle else { return end(served).await };
     let (mut source, running) = kube::start(client, node, &grant, &state, sender.clone());
     let mut why = "the API server has not told them yet".to_owned();
     let facts = room.until(queries, stop, || look_for_facts(&mut source, &mut why)).await;
     let Some(facts) = facts else {
         drop(source);
         running.end().await;
-        return end(door).await;
+        return end(served).await;
     };
     let (changes, cni, present) = (source.facts, Some(source.cni), Some(running.present.clone()));
     Ok(Some(Start {
@@ -163,7 +255,8 @@ async fn in_kubernetes(
         present,
         source: Some(running),
         state,
-        door: Some(door),
+        door,
+        served,
     }))
 }
 

@@ -12,8 +12,9 @@
 //! | `host/` | what was changed in the kernel and how it was before | |
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -34,7 +35,19 @@ use crate::files::{self, Stored};
 /// An open state directory. Only one agent at a time has it.
 pub struct StateDir {
     path: PathBuf,
-    _lock: nix::fcntl::Flock<File>,
+    /// Locked (flock(2)). The lock is of the open file, not of the process: it goes when the last descriptor of
+    /// it is closed, and is never taken off, since another agent may have one.
+    lock: File,
+}
+
+/// What an agent that has not the state directory may read in it.
+pub struct Peek {
+    /// The lanes' keys.
+    pub lanes: Vec<LaneSecret>,
+    /// What is known of the cluster set.
+    pub known: Known,
+    /// The last good facts of the API server.
+    pub facts: Option<LocalFacts>,
 }
 
 /// What is known of the cluster set, as it is kept on disk.
@@ -86,15 +99,54 @@ impl StateDir {
             .mode(0o600)
             .open(path.join("lock"))
             .with_context(|| format!("cannot open {}", path.join("lock").display()))?;
-        match nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!(
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), lock }),
+            Err(TryLockError::WouldBlock) => bail!(
                 "another podspan-agent runs with the state directory {}: stop it first, or give this one a \
                  state-dir of its own",
                 path.display()
             ),
-            Err((_, error)) => bail!("cannot lock {}: {error}", path.display()),
+            Err(TryLockError::Error(error)) => bail!("cannot lock {}: {error}", path.display()),
         }
+    }
+
+    /// The directory whose lock another agent has handed over.
+    #[must_use]
+    pub fn adopt(path: &Path, lock: OwnedFd) -> Self {
+        Self { path: path.to_owned(), lock: lock.into() }
+    }
+
+    /// The lock, for another agent.
+    #[must_use]
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    /// Reads the directory of an agent that runs; nothing is changed. All files are only ever replaced whole.
+    ///
+    /// # Errors
+    /// If a file is not there or damaged, or the lanes' keys are to be made anew.
+    pub fn peek(path: &Path, lanes: usize, now: UnixTime) -> anyhow::Result<Peek> {
+        fn read<T: DeserializeOwned>(path: &Path, name: &str) -> anyhow::Result<Option<T>> {
+            let path = path.join(name);
+            let Some(text) = files::read(&path)?.map(Zeroizing::new) else { return Ok(None) };
+            let value =
+                serde_json::from_str(&text).map_err(|_| anyhow::anyhow!("{} is damaged", path.display()))?;
+            Ok(Some(value))
+        }
+        let stored: Lanes =
+            read(path, "lanes.json")?.with_context(|| format!("{} holds no keys", path.display()))?;
+        if now.0 + CLOCK_SLACK_SECONDS < stored.used.0 {
+            bail!("the clock went back: the lanes' keys are to be made anew, which peers must hear of first");
+        }
+        if stored.keys.len() < lanes {
+            bail!("there are keys for {} lanes, not for {lanes}", stored.keys.len());
+        }
+        Ok(Peek {
+            lanes: stored.keys.iter().take(lanes).map(|key| decode(key)).collect::<anyhow::Result<_>>()?,
+            known: read(path, "known.json")?.unwrap_or_default(),
+            facts: read(path, "facts.json")?,
+        })
     }
 
     /// A file of the directory.
@@ -371,6 +423,36 @@ mod tests {
         assert!(dir.path().join("known.damaged").exists(), "set aside, not lost");
         state.remove().unwrap();
         assert!(!dir.path().exists());
+    }
+
+    #[test]
+    fn a_running_agents_directory_is_read_and_not_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let now = UnixTime(10_000);
+        assert!(StateDir::peek(dir.path(), 2, now).is_err(), "no keys yet");
+        let keys = publics(&state.lanes(2, now).unwrap());
+        let before = fs::read(dir.path().join("lanes.json")).unwrap();
+        assert_eq!(publics(&StateDir::peek(dir.path(), 2, UnixTime(20_000)).unwrap().lanes), keys);
+        let refused =
+            |lanes, now| StateDir::peek(dir.path(), lanes, now).err().map(|e| e.to_string()).unwrap();
+        assert!(refused(3, now).contains("for 2 lanes, not for 3"));
+        assert!(refused(2, UnixTime(9_000)).contains("clock went back"));
+        fs::write(dir.path().join("known.json"), "{").unwrap();
+        assert!(refused(2, now).contains("known.json is damaged"));
+        assert!(dir.path().join("known.json").exists(), "left where it is");
+        assert_eq!(fs::read(dir.path().join("lanes.json")).unwrap(), before);
+    }
+
+    #[test]
+    fn a_lock_that_was_handed_over_lasts_until_both_are_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = StateDir::open(dir.path()).unwrap();
+        let new = StateDir::adopt(dir.path(), old.lock().try_clone_to_owned().unwrap());
+        drop(old);
+        assert!(StateDir::open(dir.path()).is_err());
+        drop(new);
+        assert!(StateDir::open(dir.path()).is_ok());
     }
 
     #[test]
