@@ -240,6 +240,12 @@ impl Table {
         build(spec, own, before)
     }
 
+    /// The number of the route with the longest prefix that holds `address`, in the order in which routes were listed.
+    #[must_use]
+    pub fn find(&self, address: IpAddr) -> Option<u32> {
+        self.lookup.get(address)
+    }
+
     /// What the workers have told of the peers' tunnels, as of `now`.
     #[must_use]
     pub fn status(&self, now: Time) -> Vec<PeerStatus> {
