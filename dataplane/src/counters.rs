@@ -9,8 +9,9 @@ use arc_swap::ArcSwapOption;
 
 use crate::core::Time;
 use crate::core::health::Health;
+use crate::core::pmtu::PathMtu;
 use crate::settings::Offload;
-use crate::status::{Calls, LaneStatus, Liveness, WorkerStatus, liveness};
+use crate::status::{BlackHole, Calls, LaneStatus, Liveness, PathStatus, WorkerStatus, liveness};
 
 macro_rules! causes {
     ($($(#[$doc:meta])* $name:ident => $label:literal,)*) => {
@@ -59,7 +60,8 @@ causes! {
     QueueFull => "queue_full",
     /// Waited too long for a handshake that never came.
     HandshakeTimeout => "handshake_timeout",
-    /// Larger than a UDP datagram, or than what the interface it would leave by takes.
+    /// Larger than a UDP datagram, than what the interface it would leave by takes, or than the path takes; who
+    /// sent it was told then, unless too many were.
     TooBig => "too_big",
     /// The kernel refused the outer packet, for want of a route for example.
     SendFailed => "send_failed",
@@ -74,6 +76,8 @@ causes! {
     /// The network marked congestion on the outer packet, and the inner one's transport cannot be told: it is
     /// dropped, as the marking router would otherwise have done (RFC 6040 section 4.2).
     CongestionMarked => "congestion_marked",
+    /// From a peer: some pieces of a packet whose others did not come.
+    Incomplete => "incomplete",
     /// From a peer: a probe of a version or type that is not known here, or one that was forwarded.
     BadProbe => "bad_probe",
     /// From a peer: more probes than a peer has reason to send.
@@ -170,6 +174,7 @@ pub(crate) struct WorkerCounters {
     pub(crate) handshakes: Counter,
     pub(crate) cookies: Counter,
     pub(crate) unreachables: Counter,
+    pub(crate) too_bigs: Counter,
     pub(crate) ticks: Counter,
     pub(crate) polls: Counter,
     pub(crate) tun_reads: Counter,
@@ -207,6 +212,7 @@ impl WorkerCounters {
             handshakes: self.handshakes.get(),
             cookies: self.cookies.get(),
             unreachables: self.unreachables.get(),
+            too_bigs: self.too_bigs.get(),
             ticks: self.ticks.get(),
             calls: Calls {
                 poll: self.polls.get(),
@@ -248,6 +254,13 @@ pub(crate) struct TunnelCounters {
     pub(crate) probes_sent: Counter,
     pub(crate) probes_answered: Counter,
     pub(crate) replies_sent: Counter,
+    pub(crate) path_probes: Counter,
+    /// The size that crosses whole, or 0; that of a search is not told.
+    path_mtu: Counter,
+    /// When a black hole was found, microseconds of [`Time`], or [`NEVER`], and what had passed before.
+    black_hole_at: Counter,
+    black_hole_size: Counter,
+    black_holes: Counter,
     liveness: Counter,
     changes: Counter,
     jitter: Counter,
@@ -276,6 +289,11 @@ impl Default for TunnelCounters {
             probes_sent: Counter::default(),
             probes_answered: Counter::default(),
             replies_sent: Counter::default(),
+            path_probes: Counter::default(),
+            path_mtu: Counter::default(),
+            black_hole_at: never(),
+            black_hole_size: Counter::default(),
+            black_holes: Counter::default(),
             liveness: Counter(AtomicU64::new(Liveness::Unproven as u64)),
             changes: Counter::default(),
             jitter: never(),
@@ -306,6 +324,7 @@ impl TunnelCounters {
             probes_sent: self.probes_sent.get(),
             probes_answered: self.probes_answered.get(),
             replies_sent: self.replies_sent.get(),
+            path: self.path(now),
             rx_bytes: self.rx_bytes.get(),
             tx_bytes: self.tx_bytes.get(),
             rx_packets: self.rx_packets.get(),
@@ -357,6 +376,29 @@ impl TunnelCounters {
         let loss = self.loss.get();
         let (lost, of) = (loss >> 16, loss & 0xffff);
         (of > 0).then(|| lost as f64 / of as f64)
+    }
+
+    /// Notes what is known of the path. A search leaves what was known before: it is short, and its sizes are
+    /// on the way to the truth.
+    pub(crate) fn set_path(&self, path: &PathMtu) {
+        if !path.is_searching() {
+            self.path_mtu.set(path.size().unwrap_or(0).into());
+        }
+        let (at, size) = path.black_hole().map_or((NEVER, 0), |(at, size)| (at.as_micros(), size));
+        self.black_hole_at.set(at);
+        self.black_hole_size.set(size.into());
+        self.black_holes.set(path.black_holes());
+    }
+
+    fn path(&self, now: Time) -> PathStatus {
+        let size = |counter: &Counter| u16::try_from(counter.get()).unwrap_or(u16::MAX);
+        PathStatus {
+            mtu: Some(size(&self.path_mtu)).filter(|&size| size > 0),
+            black_hole: moment(&self.black_hole_at)
+                .map(|at| BlackHole { age: now.since(at), size: size(&self.black_hole_size) }),
+            black_holes: self.black_holes.get(),
+            probes: self.path_probes.get(),
+        }
     }
 
     pub(crate) fn set_health(&self, health: &Health) {

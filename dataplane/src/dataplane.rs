@@ -8,7 +8,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use podspan_wire::{LaneKey, MAX_LANES};
 use tracing::{info, warn};
 
-use crate::core::{Config, Core};
+use crate::core::{Config, Core, PathLimits};
 use crate::counters::WorkerCounters;
 use crate::settings::{Settings, StartError};
 use crate::status::Status;
@@ -146,6 +146,14 @@ impl Dataplane {
         }
         *current = table;
         if rejected.is_empty() { Ok(()) } else { Err(TableError { rejected }) }
+    }
+
+    /// How large packets may be at all: the MTUs of the underlay's interface and of the TUN. Paths are measured
+    /// up to that (see [`crate::PathStatus`]).
+    pub fn set_path_limits(&self, limits: PathLimits) {
+        for worker in &self.workers {
+            worker.tell(Command::PathLimits(limits));
+        }
     }
 
     /// What the dataplane does at this moment. Holds no worker up.

@@ -36,10 +36,11 @@ mod takeover;
 pub mod tun;
 mod worker;
 
+pub use core::PathLimits;
 pub use counters::{DropCause, DropCounts};
 pub use dataplane::Dataplane;
 pub use secret::LaneSecret;
 pub use settings::{DEFAULT_HANDSHAKE_LIMIT, Offload, Settings, StartError};
-pub use status::{Calls, LaneStatus, Liveness, PeerStatus, Status, WorkerStatus};
+pub use status::{BlackHole, Calls, LaneStatus, Liveness, PathStatus, PeerStatus, Status, WorkerStatus};
 pub use table::{PeerSpec, Rejected, RouteSpec, TableError, TableSpec};
 pub use takeover::{LendError, LentLane};

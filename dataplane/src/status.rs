@@ -62,6 +62,8 @@ pub struct LaneStatus {
     pub probes_answered: u64,
     /// Replies given to the peer's probes.
     pub replies_sent: u64,
+    /// How large a packet its path takes.
+    pub path: PathStatus,
     /// Bytes of inner packets received and passed on.
     pub rx_bytes: u64,
     /// Bytes of inner packets sent.
@@ -72,6 +74,30 @@ pub struct LaneStatus {
     pub tx_packets: u64,
     /// Packets dropped that this peer is charged with.
     pub drops: DropCounts,
+}
+
+/// How large a packet the path of a tunnel takes, as probes found it (RFC 8899).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathStatus {
+    /// The largest inner packet that crosses whole, bytes. None before the first packets have had it measured, and
+    /// with a plain WireGuard peer: then large packets may travel in fragments. Under 1280, larger ones up to
+    /// that cross in pieces.
+    pub mtu: Option<u16>,
+    /// Set while less passes than did before.
+    pub black_hole: Option<BlackHole>,
+    /// How many black holes were found.
+    pub black_holes: u64,
+    /// Probes sent.
+    pub probes: u64,
+}
+
+/// Large packets vanish though small ones pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlackHole {
+    /// Time since it was found.
+    pub age: Duration,
+    /// The largest inner packet that had passed before, bytes.
+    pub size: u16,
 }
 
 /// What is thought of a tunnel, in the words of the status.
@@ -119,6 +145,8 @@ pub struct WorkerStatus {
     pub cookies: u64,
     /// Senders of inner packets told by ICMP that no gateway of a cluster can be reached.
     pub unreachables: u64,
+    /// Senders told that their packet is too large.
+    pub too_bigs: u64,
     /// How often a tunnel's timers were looked at.
     pub ticks: u64,
     /// System calls made.

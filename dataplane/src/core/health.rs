@@ -15,6 +15,7 @@
 use std::time::Duration;
 
 use super::Time;
+use super::pmtu::Link;
 use super::probe::{Kind, LEAST, Probe};
 
 /// Between probes of a tunnel that carries packets.
@@ -208,6 +209,11 @@ impl Health {
 
     pub(crate) fn last_reply(&self) -> Option<Time> {
         self.last_reply
+    }
+
+    /// What the probes tell of the tunnel, for those that look for its path's MTU.
+    pub(crate) fn link(&self, now: Time) -> Link {
+        Link { wait: self.patience(), replied: self.last_reply, loss: self.loss(now) }
     }
 
     /// How often the state has changed.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use super::io::{Arrival, Batch, Departure, Sink, TunnelTag};
 use super::noise::{Kind, MAX_HANDSHAKE, Opened, Refused};
 use super::packet::{Header, is_forwardable};
+use super::pieces::Piece;
 use super::probe::{Probe, Read};
 use super::tunnel::Tunnel;
 use super::{Core, HANDSHAKE_QUEUE, Time};
@@ -92,7 +93,7 @@ impl Core {
             Opened::Packet(length) => match Probe::read(&sink.packet(length)[..length]) {
                 Read::NoProbe => self.deliver(slot, length, ecn, sink),
                 Read::Probe(probe) => self.probed(now, slot, &probe, sink),
-                Read::Bad => Err(DropCause::BadProbe),
+                Read::Bad => self.add_piece(now, slot, length, ecn, sink),
             },
         };
         let Some(tunnel) = &mut self.tunnels[slot as usize] else { return Ok(()) };
@@ -110,6 +111,24 @@ impl Core {
             self.schedule(slot, due);
         }
         Ok(())
+    }
+
+    /// Takes in the piece of a packet that lies in the sink's room, and passes the packet on if it was the last
+    /// one. Returns the packet's length, or 0.
+    fn add_piece(
+        &mut self,
+        now: Time,
+        slot: u32,
+        length: usize,
+        outer: Ecn,
+        sink: &mut impl Sink,
+    ) -> Result<usize, DropCause> {
+        let piece = Piece::read(&sink.packet(length)[..length]).ok_or(DropCause::BadProbe)?;
+        let (whole, given_up) = self.pieces.add(now, slot, outer, piece);
+        self.shared.counters.drops.add(DropCause::Incomplete, given_up);
+        let Some((packet, outer)) = whole else { return Ok(0) };
+        sink.packet(packet.len())[..packet.len()].copy_from_slice(&packet);
+        self.deliver(slot, packet.len(), outer, sink)
     }
 
     /// Passes the opened packet in the sink's room on, if the peer may send it. Returns its length. `outer` is
@@ -179,7 +198,7 @@ impl Core {
                 Err(Refused::Cookie(length)) => {
                     self.shared.counters.cookies.add(1);
                     let tunnel = TunnelTag::default();
-                    sink.send(length, Departure { to: from, ecn: Ecn::NotEct, tunnel })?;
+                    sink.send(length, Departure { to: from, ecn: Ecn::NotEct, whole: false, tunnel })?;
                     self.shared.counters.tx_outer_packets.add(1);
                     self.shared.counters.tx_outer_bytes.add(length as u64);
                     return Err(DropCause::UnderLoad);

@@ -37,6 +37,8 @@ pub struct Departure {
     pub to: SocketAddr,
     /// What its IP header is to have; the rest of the traffic class is zero.
     pub ecn: Ecn,
+    /// Whether it is to arrive whole or not at all ("don't fragment").
+    pub whole: bool,
     /// Who is charged with it, should it be lost.
     pub tunnel: TunnelTag,
 }
@@ -44,6 +46,11 @@ pub struct Departure {
 /// Names the tunnel of a packet until the core is called again, for [`super::Core::charge`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TunnelTag(pub(super) Option<u32>);
+
+impl TunnelTag {
+    /// Of what is sent to see whether it gets through: its loss is an answer.
+    pub(super) const TRIAL: Self = Self(Some(u32::MAX));
+}
 
 /// Packets that came in together, one after the other in one piece of memory, each with a tag: a
 /// datagram's is its [`Arrival`], that of a packet from the TUN its [`crate::offload::VnetHeader`].

@@ -12,6 +12,8 @@
 //!    else whoever may be reached by a handshake ──┤ the owner, or by rendezvous hash; queue, shake hands
 //!    all are dead ────────────────────────────────┤ ICMP to the sender, through the TUN
 //!                                                 ▼
+//!            too large for the path, and may not be fragmented? tell the sender
+//!                                                 ▼
 //!                     Segments ─► Tunnel::send ─► Noise::seal ─► Sink::send
 //! ```
 //!
@@ -46,6 +48,8 @@ mod noise;
 mod outbound;
 pub(crate) mod packet;
 mod peers;
+mod pieces;
+pub(crate) mod pmtu;
 mod probe;
 mod queue;
 pub(crate) mod rendezvous;
@@ -63,6 +67,7 @@ use std::time::Duration;
 use podspan_wire::LaneKey;
 
 pub use io::{Arrival, BATCH, Batch, Departure, MAX_DATAGRAM, OVERHEAD, Sink, TunnelTag};
+pub use pmtu::PathLimits;
 pub use queue::QUEUE_BYTES;
 pub use time::Time;
 
@@ -73,6 +78,7 @@ use crate::table::{Recent, Table};
 use inbound::Handshake;
 use noise::Door;
 use peers::Parted;
+use pieces::Pieces;
 use queue::Budget;
 use timers::{Jitter, Timers};
 use tunnel::Tunnel;
@@ -117,6 +123,8 @@ struct Shared {
     draining: bool,
     /// Seconds between probes of an idle tunnel that peers are asked to leave.
     pace: u16,
+    /// How large packets may be at all.
+    limits: PathLimits,
     /// How many senders may still be told that nothing can be reached.
     unreachable: unreachable::Limit,
     /// Whether another core follows this one: it answers handshakes, and begins those of tunnels with a session.
@@ -149,6 +157,7 @@ pub struct Core {
     /// Who may be behind an address: current, learned and published endpoints.
     by_endpoint: HashMap<SocketAddr, u32>,
     parted: Parted,
+    pieces: Pieces,
     timers: Timers,
     jitter: Jitter,
     handshakes: VecDeque<Handshake>,
@@ -184,6 +193,7 @@ impl Core {
                 initiations: 0,
                 draining: false,
                 pace: 0,
+                limits: PathLimits::default(),
                 unreachable: unreachable::Limit::default(),
                 lent: false,
             },
@@ -197,12 +207,18 @@ impl Core {
             used: Vec::new(),
             by_endpoint: HashMap::new(),
             parted: Parted::default(),
+            pieces: Pieces::default(),
             timers: Timers::default(),
             jitter,
             handshakes: VecDeque::new(),
             door_tick: Time::default(),
             busy: false,
         }
+    }
+
+    /// How large packets may be at all, from now on: the paths of tunnels in use are measured anew.
+    pub fn set_path_limits(&mut self, limits: PathLimits) {
+        self.shared.limits = limits;
     }
 
     /// When [`Self::handle_timeout`] wants to be called, if nothing else happens; never, for a core whose
@@ -257,6 +273,9 @@ impl Core {
 
     /// Counts `packets` that were lost after a [`Sink`] had taken them.
     pub fn charge(&self, tunnel: TunnelTag, cause: DropCause, packets: u64) {
+        if tunnel == TunnelTag::TRIAL {
+            return;
+        }
         let tunnel = tunnel.0.and_then(|index| self.slot_of(index));
         match tunnel.and_then(|slot| self.tunnels[slot as usize].as_ref()) {
             Some(tunnel) => tunnel.profile.counters.drops.add(cause, packets),

@@ -3,6 +3,7 @@
 use super::health::Rank;
 use super::io::{Batch, Sink, TunnelTag};
 use super::packet::{Header, is_forwardable};
+use super::unreachable::Why;
 use super::{Core, Time, rendezvous, unreachable};
 use crate::counters::DropCause;
 use crate::offload::{Segments, VnetHeader};
@@ -65,29 +66,46 @@ impl Core {
             self.note_missed(now, slot);
         }
         if choice.dead {
-            self.tell_sender(now, header, segments, sink);
+            self.tell_sender(now, Why::Unreachable, header, segments, sink);
             return Err(DropCause::Unreachable);
         }
         let slot = choice.slot.ok_or(DropCause::NoGateway)?;
         let Some(Some(tunnel)) = self.tunnels.get_mut(slot as usize) else {
             return Err(DropCause::NoGateway);
         };
+        if header.firm
+            && let Some(size) = tunnel.refuses(segments.largest())
+        {
+            tunnel.profile.counters.drops.add(DropCause::TooBig, segments.count() as u64);
+            self.tell_sender(now, Why::TooBig(size), header, segments, sink);
+            return Ok(());
+        }
         let due = tunnel.send(now, segments, &mut self.shared, sink);
         self.schedule(slot, due);
         Ok(())
     }
 
-    /// Tells who sends a packet that there is no way, so that nobody waits for what cannot come.
-    fn tell_sender(&mut self, now: Time, header: &Header, segments: &mut Segments<'_>, sink: &mut impl Sink) {
+    /// Tells who sends a packet that it cannot be passed on, so that nobody waits for what cannot come.
+    fn tell_sender(
+        &mut self,
+        now: Time,
+        why: Why,
+        header: &Header,
+        segments: &mut Segments<'_>,
+        sink: &mut impl Sink,
+    ) {
         let Some(packet) = segments.advance() else { return };
         if !self.shared.unreachable.take(now) {
             return;
         }
         let room = sink.packet(unreachable::MOST);
-        if let Some(length) = unreachable::write(header, packet, room)
+        if let Some(length) = unreachable::write(why, header, packet, room)
             && sink.deliver(length, TunnelTag::default()).is_ok()
         {
-            self.shared.counters.unreachables.add(1);
+            match why {
+                Why::Unreachable => self.shared.counters.unreachables.add(1),
+                Why::TooBig(_) => self.shared.counters.too_bigs.add(1),
+            }
         }
     }
 

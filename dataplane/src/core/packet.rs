@@ -21,6 +21,8 @@ pub(crate) struct Header {
     pub(crate) destination: IpAddr,
     /// Length by the IP header, bytes; what follows in the buffer is padding.
     pub(crate) length: usize,
+    /// Whether it may not be fragmented: all of IPv6, and IPv4 with "don't fragment".
+    pub(crate) firm: bool,
     /// The transport protocol, as far as it was found.
     protocol: u8,
     /// Source and destination port; zero for what has none and for every fragment, since only the first
@@ -53,6 +55,7 @@ impl Header {
             source: Ipv4Addr::from([fixed[12], fixed[13], fixed[14], fixed[15]]).into(),
             destination: Ipv4Addr::from([fixed[16], fixed[17], fixed[18], fixed[19]]).into(),
             length,
+            firm: fixed[6] & 0x40 != 0,
             protocol,
             ports: ports(protocol, payload),
         })
@@ -72,6 +75,7 @@ impl Header {
             source: address(8)?,
             destination: address(24)?,
             length,
+            firm: true,
             protocol,
             ports: ports(protocol, payload),
         })
@@ -179,6 +183,7 @@ mod tests {
         assert_eq!((header.length, header.ports), (28, 0x1234_0050));
         // DF is not a fragment; MF and an offset are.
         assert_eq!(Header::parse(&v4(UDP, 0x4000, &PORTS)).unwrap().ports, 0x1234_0050);
+        assert!(Header::parse(&v4(UDP, 0x4000, &PORTS)).unwrap().firm && !header.firm);
         assert_eq!(Header::parse(&v4(UDP, 0x2000, &PORTS)).unwrap().ports, 0);
         assert_eq!(Header::parse(&v4(UDP, 0x0005, &PORTS)).unwrap().ports, 0);
         assert_eq!(Header::parse(&v4(1, 0, &PORTS)).unwrap().ports, 0);

@@ -35,14 +35,14 @@ use std::net::Ipv6Addr;
 const NEXT_HEADER: u8 = 253;
 /// Nobody on the way may have forwarded it (RFC 5082).
 const HOP_LIMIT: u8 = 255;
-const MAGIC: [u8; 4] = *b"pspn";
+pub(super) const MAGIC: [u8; 4] = *b"pspn";
 const VERSION: u8 = 1;
 const REQUEST: u8 = 1;
 const REPLY: u8 = 2;
 /// Flag: the sender is about to go; packets had better take another way.
 const DRAINING: u16 = 1;
 
-const IPV6: usize = 40;
+pub(super) const IPV6: usize = 40;
 /// The shortest probe, bytes: without padding.
 pub(crate) const LEAST: usize = IPV6 + 24;
 
@@ -83,6 +83,26 @@ pub(crate) enum Read {
     Bad,
     /// A probe.
     Probe(Probe),
+}
+
+/// The header of all that data planes say to each other, with `length` bytes behind it.
+pub(super) fn header(length: usize) -> [u8; IPV6] {
+    let mut header = [0; IPV6];
+    header[0] = 0x60;
+    header[4..6].copy_from_slice(&(length as u16).to_be_bytes());
+    header[6] = NEXT_HEADER;
+    header[7] = HOP_LIMIT;
+    header[8..24].copy_from_slice(&SOURCE.octets());
+    header[24..40].copy_from_slice(&DESTINATION.octets());
+    header
+}
+
+/// What stands behind such a header; `None` if it is none, was forwarded, or says more than there is.
+pub(super) fn body(packet: &[u8]) -> Option<&[u8]> {
+    let header = packet.first_chunk::<IPV6>()?;
+    let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
+    let is_one = header[0] >> 4 == 6 && header[6] == NEXT_HEADER && header[7] == HOP_LIMIT;
+    packet.get(IPV6..IPV6 + length).filter(|_| is_one)
 }
 
 impl Probe {
@@ -128,12 +148,7 @@ impl Probe {
     /// The packet, without padding.
     pub(crate) fn write(&self) -> [u8; LEAST] {
         let mut packet = [0; LEAST];
-        packet[0] = 0x60;
-        packet[4..6].copy_from_slice(&((LEAST - IPV6) as u16).to_be_bytes());
-        packet[6] = NEXT_HEADER;
-        packet[7] = HOP_LIMIT;
-        packet[8..24].copy_from_slice(&SOURCE.octets());
-        packet[24..40].copy_from_slice(&DESTINATION.octets());
+        packet[..IPV6].copy_from_slice(&header(LEAST - IPV6));
         packet[40..44].copy_from_slice(&MAGIC);
         packet[44] = VERSION;
         packet[45] = match self.kind {
@@ -145,6 +160,15 @@ impl Probe {
         packet[52..54].copy_from_slice(&self.size.to_be_bytes());
         packet[54..56].copy_from_slice(&self.pace.to_be_bytes());
         packet[56..64].copy_from_slice(&self.stamp.to_be_bytes());
+        packet
+    }
+
+    /// The packet, padded to [`Self::size`] bytes.
+    pub(crate) fn padded(&self) -> Vec<u8> {
+        let length = usize::from(self.size).max(LEAST);
+        let mut packet = self.write().to_vec();
+        packet.resize(length, 0);
+        packet[..IPV6].copy_from_slice(&header(length - IPV6));
         packet
     }
 }
@@ -180,9 +204,8 @@ mod tests {
     #[test]
     fn it_is_read_as_it_was_written_and_answered_with_the_size_that_came() {
         assert_eq!(Probe::read(&REQUEST_PROBE.write()), Read::Probe(REQUEST_PROBE));
-        let mut padded = REQUEST_PROBE.write().to_vec();
-        padded.resize(1400, 0);
-        padded[4..6].copy_from_slice(&1360_u16.to_be_bytes());
+        let padded = Probe { size: 1400, ..REQUEST_PROBE }.padded();
+        assert_eq!(padded.len(), 1400);
         let Read::Probe(request) = Probe::read(&padded) else { panic!("not read") };
         assert_eq!(request.size, 1400);
         let reply = request.reply(false, 25);

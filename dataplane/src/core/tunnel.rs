@@ -9,6 +9,7 @@
 //!    └───────────────── given up, and not wanted ◄──────────────────────────┘ expired after 180 s
 //! ```
 
+mod path;
 mod probing;
 
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use tracing::{debug, info};
 use super::health::{Demand, Health, State};
 use super::io::{Departure, MAX_DATAGRAM, OVERHEAD, Sink, TunnelTag};
 use super::noise::{Door, Kind, MAX_HANDSHAKE, Noise, Opened, Shaken, Tick};
+use super::pmtu::PathMtu;
 use super::queue::Queue;
 use super::timers::Jitter;
 use super::{Shared, Time};
@@ -124,6 +126,10 @@ pub(crate) struct Tunnel {
     /// Whether the peer ever authenticated.
     was_heard: bool,
     pub(crate) health: Health,
+    /// How large a packet the path takes.
+    path: PathMtu,
+    /// Numbers the packets that go in pieces.
+    cut: u16,
     /// How often the peer is still to be told of what changed here, and when it was last.
     announcements: u8,
     announced: Time,
@@ -158,6 +164,8 @@ impl Tunnel {
             was_up: false,
             was_heard: false,
             health: Health::default(),
+            path: PathMtu::default(),
+            cut: 0,
             announcements: 0,
             announced: Time::default(),
             hurry: false,
@@ -197,6 +205,7 @@ impl Tunnel {
             self.profile.counters.set_endpoint(self.endpoint);
             self.profile.counters.set_established(self.was_up);
             self.profile.counters.set_health(&self.health);
+            self.profile.counters.set_path(&self.path);
             before.counters.set_established(false);
         }
         let news = !before.wanted() || before.candidates != self.profile.candidates;
@@ -260,7 +269,7 @@ impl Tunnel {
             return None;
         }
         if self.has_session() {
-            self.seal(now, packet, shared, sink);
+            self.cross(now, packet, shared, sink);
             return None;
         }
         if !self.is_dialable() {
@@ -298,28 +307,32 @@ impl Tunnel {
     fn flush(&mut self, now: Time, shared: &mut Shared, sink: &mut impl Sink) {
         self.purge(now, shared);
         while let Some(packet) = self.queue.pop(&mut shared.budget) {
-            self.seal(now, &packet, shared, sink);
+            self.cross(now, &packet, shared, sink);
         }
     }
 
-    fn seal(&mut self, now: Time, packet: &[u8], shared: &Shared, sink: &mut impl Sink) {
+    /// Counts an inner packet that has left.
+    fn count_sent(&self, packet: &[u8]) {
+        self.profile.counters.tx_packets.add(1);
+        self.profile.counters.tx_bytes.add(packet.len() as u64);
+    }
+
+    /// Seals a packet that has these ECN bits and sends it; returns whether it left.
+    fn seal(&mut self, now: Time, packet: &[u8], ecn: Ecn, shared: &Shared, sink: &mut impl Sink) -> bool {
         let (Some(to), Some(noise)) = (self.endpoint, &mut self.noise) else {
             self.profile.counters.drops.count(DropCause::NoEndpoint);
-            return;
+            return false;
         };
         let out = sink.datagram((packet.len() + OVERHEAD).max(MAX_HANDSHAKE));
         let Some(length) = noise.seal(packet, out) else {
             self.profile.counters.drops.count(DropCause::UnknownSession);
-            return;
+            return false;
         };
         self.note_sent(now);
         self.active = true;
         self.unanswered.get_or_insert(now);
-        let how = Departure { to, ecn: Ecn::of(packet), tunnel: self.tag() };
-        if emit(length, how, &self.profile, shared, sink) && !packet.is_empty() {
-            self.profile.counters.tx_packets.add(1);
-            self.profile.counters.tx_bytes.add(packet.len() as u64);
-        }
+        let how = Departure { ecn, ..self.departure(to) };
+        emit(length, how, &self.profile, shared, sink)
     }
 
     /// Opens a data packet into the sink's room for inner packets. Also tells whether it confirmed a
@@ -584,7 +597,7 @@ impl Tunnel {
 
     /// How a message of the tunnel's own goes.
     fn departure(&self, to: SocketAddr) -> Departure {
-        Departure { to, ecn: Ecn::NotEct, tunnel: self.tag() }
+        Departure { to, ecn: Ecn::NotEct, whole: self.path.is_known(), tunnel: self.tag() }
     }
 
     /// The endpoint for the next attempt: the one in use, then all known ones in turn.

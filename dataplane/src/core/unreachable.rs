@@ -1,4 +1,5 @@
-//! "Unreachable": what the sender of a packet is told when every gateway of the cluster is dead.
+//! What the sender of a packet is told that cannot be passed on: that every gateway of the cluster is dead, or
+//! that the packet is too large.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -38,13 +39,22 @@ impl Limit {
     }
 }
 
-/// Writes to `out`, of at least [`MOST`] bytes, that the destination of `packet` cannot be reached: ICMP
-/// "host unreachable" (RFC 792), ICMPv6 "address unreachable" (RFC 4443 section 3.1). Returns its length;
+/// What is wrong with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Nobody is there: ICMP "host unreachable" (RFC 792), ICMPv6 "address unreachable" (RFC 4443 section 3.1).
+    Unreachable,
+    /// It may have so many bytes at most: ICMP "fragmentation needed" (RFC 792, RFC 1191 section 4), ICMPv6
+    /// "packet too big" (RFC 4443 section 3.2).
+    TooBig(u16),
+}
+
+/// Writes to `out`, of at least [`MOST`] bytes, what is wrong with `packet`. Returns the message's length;
 /// `None` where there must be none (RFC 1122 section 3.2.2, RFC 4443 section 2.4 e).
 ///
 /// It comes from the destination itself: an address that the way back to leads into the tunnel, as reverse
 /// path filters want it, which no address of this node does.
-pub(crate) fn write(header: &Header, packet: &[u8], out: &mut [u8]) -> Option<usize> {
+pub(crate) fn write(why: Why, header: &Header, packet: &[u8], out: &mut [u8]) -> Option<usize> {
     if !is_forwardable(header.source) || is_error(packet) {
         return None;
     }
@@ -69,7 +79,13 @@ pub(crate) fn write(header: &Header, packet: &[u8], out: &mut [u8]) -> Option<us
             out[16..20].copy_from_slice(&source.octets());
             let sum = Sum::of(&out[..20]).finish();
             out[10..12].copy_from_slice(&sum);
-            (out[20], out[21]) = (3, 1);
+            match why {
+                Why::Unreachable => (out[20], out[21]) = (3, 1),
+                Why::TooBig(mtu) => {
+                    (out[20], out[21]) = (3, 4);
+                    out[26..28].copy_from_slice(&mtu.to_be_bytes());
+                }
+            }
             out[28..].copy_from_slice(&packet[..quoted]);
             let sum = Sum::of(&out[20..]).finish();
             out[22..24].copy_from_slice(&sum);
@@ -87,7 +103,13 @@ pub(crate) fn write(header: &Header, packet: &[u8], out: &mut [u8]) -> Option<us
             out[7] = ICMPV6;
             out[8..24].copy_from_slice(&destination.octets());
             out[24..40].copy_from_slice(&source.octets());
-            (out[40], out[41]) = (1, 3);
+            match why {
+                Why::Unreachable => (out[40], out[41]) = (1, 3),
+                Why::TooBig(mtu) => {
+                    out[40] = 2;
+                    out[46..48].copy_from_slice(&mtu.to_be_bytes());
+                }
+            }
             out[48..].copy_from_slice(&packet[..quoted]);
             let sum = Sum::of(&out[4..]).finish();
             out[42..44].copy_from_slice(&sum);
@@ -134,9 +156,26 @@ mod tests {
 
     fn told(packet: &[u8]) -> Option<Vec<u8>> {
         let mut out = vec![0xaa; MOST_V6];
-        let length = write(&Header::parse(packet).unwrap(), packet, &mut out)?;
+        let length = write(Why::Unreachable, &Header::parse(packet).unwrap(), packet, &mut out)?;
         out.truncate(length);
         Some(out)
+    }
+
+    #[test]
+    fn who_sends_too_much_is_told_the_size() {
+        for (packet, at, kind) in [(v4(17, &[7; 1500]), 20, [3, 4]), (v6(17, &[7; 1500]), 40, [2, 0])] {
+            let mut out = vec![0xaa; MOST];
+            let length =
+                write(Why::TooBig(1390), &Header::parse(&packet).unwrap(), &packet, &mut out).unwrap();
+            assert_eq!(out[at..at + 2], kind);
+            assert_eq!(out[at + 4..at + 8], [0, 0, 5, 110]);
+            let mut sum = Sum::of(&out[at..length]);
+            if at == 40 {
+                let pseudo = Sum::of(&out[8..40]).and(Sum::of_u16((length - 40) as u16));
+                sum = sum.and(pseudo).and(Sum::of_u16(58));
+            }
+            assert_eq!(sum.finish(), [0; 2]);
+        }
     }
 
     #[test]

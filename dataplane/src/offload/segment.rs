@@ -71,6 +71,12 @@ impl<'a> Segments<'a> {
         self.cut.as_ref().map_or(1, |cut| (self.packet.len() - cut.headers).div_ceil(cut.size).max(1))
     }
 
+    /// The length of the longest one, bytes.
+    #[must_use]
+    pub fn largest(&self) -> usize {
+        self.cut.as_ref().map_or(self.packet.len(), |cut| (cut.headers + cut.size).min(self.packet.len()))
+    }
+
     /// The length of all of them together, bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {

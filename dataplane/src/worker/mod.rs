@@ -31,7 +31,7 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::time::TimeSpec;
 use tracing::{error, info, warn};
 
-use crate::core::{Arrival, BATCH, Batch, Core, Time};
+use crate::core::{Arrival, BATCH, Batch, Core, PathLimits, Time};
 use crate::counters::{DropCause, WorkerCounters};
 use crate::offload::VnetHeader;
 use crate::settings::Offload;
@@ -55,6 +55,7 @@ const SMALL: usize = 1024;
 /// What a worker is told.
 pub(crate) enum Command {
     Table(Arc<Table>),
+    PathLimits(PathLimits),
     Takeover(Order),
     Stop,
 }
@@ -238,6 +239,7 @@ impl Worker {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Table(table)) => latest = Some(table),
+                Ok(Command::PathLimits(limits)) => self.core.set_path_limits(limits),
                 Ok(Command::Takeover(order)) => self.take_over(now, order),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => break,

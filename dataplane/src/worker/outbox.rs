@@ -7,7 +7,6 @@ use tracing::{debug, info};
 use super::socket::LaneSocket;
 use crate::core::{Departure, MAX_DATAGRAM, TunnelTag};
 use crate::counters::{DropCause, WorkerCounters};
-use crate::offload::Ecn;
 
 /// Datagrams that one call sends at most: what Linux takes (`UDP_MAX_SEGMENTS`; more since 6.8).
 const MAX_SEGMENTS: usize = 64;
@@ -42,16 +41,16 @@ impl Lost {
 /// What can send datagrams: the socket, or a test's.
 pub(crate) trait Wire {
     /// Sends `bytes`, cut into datagrams of `segment` bytes if that is given.
-    fn send(&self, bytes: &[u8], to: SocketAddr, ecn: Ecn, segment: Option<u16>) -> std::io::Result<()>;
+    fn send(&self, bytes: &[u8], how: &Departure, segment: Option<u16>) -> std::io::Result<()>;
 }
 
 /// The socket, with each call counted.
 pub(crate) struct Counted<'a>(pub(crate) &'a LaneSocket, pub(crate) &'a WorkerCounters);
 
 impl Wire for Counted<'_> {
-    fn send(&self, bytes: &[u8], to: SocketAddr, ecn: Ecn, segment: Option<u16>) -> std::io::Result<()> {
+    fn send(&self, bytes: &[u8], how: &Departure, segment: Option<u16>) -> std::io::Result<()> {
         self.1.udp_sends.add(1);
-        self.0.send(bytes, to, ecn, segment)
+        self.0.send(bytes, how, segment)
     }
 }
 
@@ -128,7 +127,7 @@ impl Outbox {
         let bytes = &self.bytes[self.start..self.end];
         if count > 1 {
             // It fits: datagrams are at most 65,507 bytes long.
-            match again(|| wire.send(bytes, how.to, how.ecn, Some(segment as u16))) {
+            match again(|| wire.send(bytes, &how, Some(segment as u16))) {
                 Ok(()) => return,
                 Err(error) => match error.raw_os_error() {
                     // The interface cannot fill in checksums, which cutting needs.
@@ -150,7 +149,7 @@ impl Outbox {
             }
         }
         for datagram in bytes.chunks(segment) {
-            if let Err(error) = again(|| wire.send(datagram, how.to, how.ecn, None)) {
+            if let Err(error) = again(|| wire.send(datagram, &how, None)) {
                 lost.add(how.tunnel, cause(&error), 1);
             }
         }
@@ -181,6 +180,7 @@ mod tests {
     use std::io;
 
     use super::*;
+    use crate::offload::Ecn;
 
     /// Notes what it is told to send: to which port, ECN, lengths of the datagrams.
     #[derive(Default)]
@@ -195,7 +195,8 @@ mod tests {
     }
 
     impl Wire for Notes {
-        fn send(&self, bytes: &[u8], to: SocketAddr, ecn: Ecn, segment: Option<u16>) -> io::Result<()> {
+        fn send(&self, bytes: &[u8], how: &Departure, segment: Option<u16>) -> io::Result<()> {
+            let Departure { to, ecn, .. } = *how;
             let length = segment.map_or(bytes.len(), usize::from);
             let datagrams: Vec<_> = bytes.chunks(length).collect();
             self.calls.borrow_mut().push((to.port(), ecn, datagrams.iter().map(|d| d.len()).collect()));
@@ -215,7 +216,7 @@ mod tests {
     }
 
     fn how(port: u16, ecn: Ecn) -> Departure {
-        Departure { to: ([192, 0, 2, 1], port).into(), ecn, tunnel: TunnelTag::default() }
+        Departure { to: ([192, 0, 2, 1], port).into(), ecn, whole: false, tunnel: TunnelTag::default() }
     }
 
     /// Pushes datagrams (port, ECN, length), numbered in their bytes, and flushes.

@@ -1,16 +1,17 @@
 //! The UDP socket of a lane.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use socket2::{Domain, MaybeUninitSlice, MsgHdr, MsgHdrMut, Protocol, SockAddr, SockRef, Socket, Type};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::control::{Control, Parts};
-use crate::core::Arrival;
+use crate::core::{Arrival, Departure};
 use crate::offload::Ecn;
 use crate::settings::{Offload, StartError};
 
@@ -29,6 +30,9 @@ pub(crate) struct LaneSocket {
     dual: bool,
     segments: bool,
     merges: bool,
+    /// Whether datagrams are sent with "don't fragment" at the moment, by IPv4 and by IPv6; unknown of a socket
+    /// that another process has used.
+    whole: [Cell<Option<bool>>; 2],
 }
 
 /// What one call received.
@@ -59,7 +63,6 @@ impl LaneSocket {
         if fwmark != 0 {
             socket.set_mark(fwmark).map_err(failed("setting the fwmark (CAP_NET_ADMIN is needed)"))?;
         }
-        let_fragment(&socket, dual).map_err(failed("allowing fragmentation"))?;
         buffers(&socket, lane);
         tell_ecn(&socket, dual).map_err(failed("asking for the ECN bits"))?;
         // Zero is the default: each datagram for itself. A kernel that does not know the option says so.
@@ -79,7 +82,7 @@ impl LaneSocket {
             io::ErrorKind::AddrInUse => StartError::PortTaken { port, lane },
             _ => failed("binding")(error),
         })?;
-        Ok(Self { socket: socket.into(), dual, segments, merges })
+        Ok(Self { socket: socket.into(), dual, segments, merges, whole: Default::default() })
     }
 
     /// Takes over the socket of another process that runs or has run for this lane. What is waiting in it
@@ -102,7 +105,8 @@ impl LaneSocket {
         socket.set_mark(fwmark).map_err(failed("setting the fwmark (CAP_NET_ADMIN is needed)"))?;
         let segments = offload.gso && set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
         let merges = set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, offload.gro.into()).is_ok();
-        Ok(Self { socket: socket.into(), dual, segments, merges: merges && offload.gro })
+        let merges = merges && offload.gro;
+        Ok(Self { socket: socket.into(), dual, segments, merges, whole: Default::default() })
     }
 
     /// Whether the kernel knows how to cut what is sent.
@@ -136,14 +140,10 @@ impl LaneSocket {
         Ok(Received { arrival, length, segment: parts.segment.unwrap_or(length) })
     }
 
-    /// Sends `bytes` to `to`, cut into datagrams of `segment` bytes.
-    pub(crate) fn send(
-        &self,
-        bytes: &[u8],
-        to: SocketAddr,
-        ecn: Ecn,
-        segment: Option<u16>,
-    ) -> io::Result<()> {
+    /// Sends `bytes`, cut into datagrams of `segment` bytes.
+    pub(crate) fn send(&self, bytes: &[u8], how: &Departure, segment: Option<u16>) -> io::Result<()> {
+        let Departure { to, ecn, whole, .. } = *how;
+        self.set_whole(to, whole);
         let mut control = Control::default();
         if let Some(segment) = segment {
             control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
@@ -168,6 +168,29 @@ impl LaneSocket {
     }
 }
 
+impl LaneSocket {
+    /// Whether what goes to `to` may be fragmented, by the kernel and by routers of IPv4. Where the path's MTU is
+    /// not known it may, as WireGuard in the kernel has it: slow is better than lost. Where it is, probes look
+    /// after it, and what ICMP says of it is not believed. A call of its own, since no message that goes along
+    /// with a datagram says so; few nodes have peers of both kinds.
+    fn set_whole(&self, to: SocketAddr, whole: bool) {
+        let is_v6 = to.is_ipv6();
+        let known = &self.whole[usize::from(is_v6)];
+        if known.replace(Some(whole)) == Some(whole) {
+            return;
+        }
+        let (level, name, value) = match (is_v6, whole) {
+            (false, true) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
+            (false, false) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+            (true, true) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE),
+            (true, false) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
+        };
+        if let Err(error) = set_option(&self.socket, level, name, value) {
+            debug!(%error, whole, "the socket does not learn whether datagrams may be fragmented");
+        }
+    }
+}
+
 impl std::os::fd::AsFd for LaneSocket {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.socket.as_fd()
@@ -187,17 +210,6 @@ fn bind(socket: &Socket, address: SocketAddr) -> io::Result<()> {
             result => return result,
         }
     }
-}
-
-/// Lets the kernel and, for IPv4, routers fragment outer packets, as WireGuard in the kernel does. The
-/// tunnel's MTU is chosen so that this does not happen; but where it is wrong for one path, slow is better
-/// than lost, all the more as the ICMP messages that would tell of it are often filtered.
-fn let_fragment(socket: &Socket, dual: bool) -> io::Result<()> {
-    set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
-    if dual {
-        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
-    }
-    Ok(())
 }
 
 /// Has the ECN bits of what arrives told, which [`Ecn::decapsulated`] needs.
@@ -220,7 +232,12 @@ fn buffers(socket: &Socket, lane: usize) {
     }
 }
 
-fn set_option(socket: &Socket, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+fn set_option(
+    socket: &impl AsRawFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     // SAFETY: the descriptor is open; the kernel reads one `c_int` from the pointer, which is valid for it.
     let result = unsafe {
         libc::setsockopt(
@@ -236,7 +253,48 @@ fn set_option(socket: &Socket, level: libc::c_int, name: libc::c_int, value: lib
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd as _;
+
     use super::*;
+    use crate::core::TunnelTag;
+
+    fn how(to: SocketAddr, ecn: Ecn, whole: bool) -> Departure {
+        Departure { to, ecn, whole, tunnel: TunnelTag::default() }
+    }
+
+    /// The loopback interface takes 65,536 bytes: nothing to see of fragments, but of what the socket was told.
+    #[test]
+    fn a_socket_sends_to_peers_of_both_kinds() {
+        let socket = LaneSocket::open(0, 0, 0, Offload::ALL).unwrap();
+        let modes = || {
+            [(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER), (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)].map(
+                |(level, name)| {
+                    let mut value: libc::c_int = -1;
+                    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+                    // SAFETY: the descriptor is open, and the kernel writes one `c_int`, for which there is room.
+                    let result = unsafe {
+                        libc::getsockopt(
+                            socket.as_fd().as_raw_fd(),
+                            level,
+                            name,
+                            (&raw mut value).cast(),
+                            &raw mut length,
+                        )
+                    };
+                    assert_eq!(result, 0);
+                    value
+                },
+            )
+        };
+        let (v4, v6): (SocketAddr, SocketAddr) = ("127.0.0.1:9".parse().unwrap(), "[::1]:9".parse().unwrap());
+        let send = |to, whole| socket.send(b"x", &how(to, Ecn::NotEct, whole), None).unwrap();
+        send(v4, true);
+        send(v6, false);
+        assert_eq!(modes(), [libc::IP_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_DONT]);
+        send(v4, false);
+        send(v6, true);
+        assert_eq!(modes(), [libc::IP_PMTUDISC_DONT, libc::IPV6_PMTUDISC_PROBE]);
+    }
 
     #[test]
     fn both_families_reach_it_and_a_taken_port_is_named() {
@@ -253,7 +311,7 @@ mod tests {
             }
         };
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-        socket.send(b"back", from, Ecn::NotEct, None).unwrap();
+        socket.send(b"back", &how(from, Ecn::NotEct, false), None).unwrap();
         assert_eq!(sender.recv(&mut buffer).unwrap(), 4);
         let error = LaneSocket::open(3, port, 0, Offload::NONE).unwrap_err().to_string();
         assert!(error.contains(&port.to_string()) && error.contains("lane 3"), "{error}");
@@ -268,7 +326,7 @@ mod tests {
             let port = receiver.socket.local_addr().unwrap().port();
             let to = SocketAddr::new(to.parse().unwrap(), port);
             for ecn in [Ecn::NotEct, Ecn::Ect0, Ecn::Ect1, Ecn::Ce] {
-                sender.send(&[7; 2500], to, ecn, Some(1000)).unwrap();
+                sender.send(&[7; 2500], &how(to, ecn, true), Some(1000)).unwrap();
                 let mut buffer = vec![0; 65_536];
                 let (mut bytes, mut datagrams) = (0, 0);
                 while bytes < 2500 {

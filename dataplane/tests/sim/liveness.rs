@@ -168,7 +168,8 @@ fn a_gateway_that_loses_a_third_is_left_if_there_is_a_better_one() {
     sim.loss.insert((g, a), 300);
     longest_gap(&mut sim, 4 * S);
     let (gap, lost) = longest_gap(&mut sim, 20 * S);
-    assert!(lost == 0 && gap < 50 * MS, "{lost} lost, {gap:?}");
+    // It would lose some 6,000. Now and then it seems well and is tried again, for longer and longer each time.
+    assert!(lost < 600 && gap < 150 * MS, "{lost} lost, {gap:?}");
     let state = liveness(&sim, 0, 1);
     assert!(state >= Liveness::HeldDown, "{state:?}");
 

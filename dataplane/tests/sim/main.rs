@@ -9,4 +9,5 @@ mod lifecycle;
 mod liveness;
 mod net;
 mod path;
+mod path_mtu;
 mod scale;

@@ -99,6 +99,13 @@ pub(crate) struct Sim {
     pub(crate) tap: Option<Vec<(SocketAddr, SocketAddr, Vec<u8>)>>,
     /// What is lost on the way from one address to another, in parts of a thousand.
     pub(crate) loss: BTreeMap<(IpAddr, IpAddr), u64>,
+    /// The MTU of the path from one address to another, where it is narrow: what is larger and may not be
+    /// fragmented is dropped, and nobody is told.
+    pub(crate) path_mtu: BTreeMap<(IpAddr, IpAddr), usize>,
+    /// When that happened, and how large the packets were.
+    pub(crate) vanished: Vec<(Time, usize)>,
+    /// The largest packet of each direction that went as it was.
+    pub(crate) largest: BTreeMap<(IpAddr, IpAddr), usize>,
     /// Nodes whose links are down: the network neither takes from them nor gives to them.
     pub(crate) unplugged: BTreeSet<usize>,
     pub(crate) handshake_limit: u64,
@@ -149,6 +156,9 @@ impl Sim {
             weather: Weather::default(),
             tap: None,
             loss: BTreeMap::new(),
+            path_mtu: BTreeMap::new(),
+            vanished: Vec::new(),
+            largest: BTreeMap::new(),
             unplugged: BTreeSet::new(),
             handshake_limit: 1000,
             rng: seed,
@@ -319,20 +329,30 @@ impl Sim {
         work(&mut self.nodes[node].cores[lane], self.now, &mut out);
         let now = self.now;
         self.nodes[node].inbox.extend(out.delivered.into_iter().map(|packet| (now, lane, packet)));
-        for (Departure { to, ecn, .. }, bytes) in out.sent {
+        for (Departure { to, ecn, whole, .. }, bytes) in out.sent {
             if let Some(nat) = &mut self.nodes[node].nat {
                 nat.used.insert((lane, to), now);
             }
             let from = self.outside(node, lane);
-            self.carry(from, to, ecn, bytes);
+            self.carry(from, to, ecn, whole, bytes);
         }
         self.rearm(node, lane);
     }
 
     /// Lets a datagram travel from `from` to `to`, with these ECN bits in its header.
-    fn carry(&mut self, from: SocketAddr, to: SocketAddr, mut ecn: Ecn, bytes: Vec<u8>) {
+    fn carry(&mut self, from: SocketAddr, to: SocketAddr, mut ecn: Ecn, whole: bool, bytes: Vec<u8>) {
         if let Some(tap) = &mut self.tap {
             tap.push((from, to, bytes.clone()));
+        }
+        let way = (from.ip(), to.ip());
+        let outer = bytes.len() + if from.is_ipv4() { 28 } else { 48 };
+        if self.path_mtu.get(&way).is_some_and(|&mtu| outer > mtu) && (whole || from.is_ipv6()) {
+            self.vanished.push((self.now, outer));
+            return;
+        }
+        if whole {
+            let largest = self.largest.entry(way).or_default();
+            *largest = outer.max(*largest);
         }
         let weather = self.weather;
         if weather.congested && ecn != Ecn::NotEct {

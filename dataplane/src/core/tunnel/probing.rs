@@ -7,13 +7,12 @@ use tracing::debug;
 
 use super::{SILENCE, Tunnel, emit};
 use crate::core::health::{Demand, Rank};
-use crate::core::io::{Departure, OVERHEAD, Sink};
+use crate::core::io::{OVERHEAD, Sink};
 use crate::core::noise::MAX_HANDSHAKE;
 use crate::core::probe::{Kind, LEAST, Probe};
 use crate::core::timers::Jitter;
 use crate::core::{Shared, Time};
 use crate::counters::DropCause;
-use crate::offload::Ecn;
 
 /// A peer that was there before and does not answer handshakes for so long is gone.
 const GONE: Duration = Duration::from_secs(3);
@@ -80,7 +79,8 @@ impl Tunnel {
             }
         }
         let again = (self.announcements > 0).then(|| self.announced + AGAIN);
-        [self.health.due(demand), again].into_iter().flatten().min()
+        let path = self.tick_path(now, demand, shared, sink);
+        [self.health.due(demand), again, path].into_iter().flatten().min()
     }
 
     /// Tells the peer soon that this node is about to go, or is not.
@@ -112,7 +112,7 @@ impl Tunnel {
         if probe.kind == Kind::Request && self.health.proven() {
             self.unanswered.get_or_insert(now);
         }
-        let how = Departure { to, ecn: Ecn::NotEct, tunnel: self.tag() };
+        let how = self.departure(to);
         if emit(length, how, &self.profile, shared, sink) {
             match probe.kind {
                 Kind::Request => self.profile.counters.probes_sent.add(1),
@@ -142,6 +142,10 @@ impl Tunnel {
                 if let Some(to) = self.endpoint {
                     self.send_probe(now, &probe.reply(shared.draining, shared.pace), to, shared, sink);
                 }
+            }
+            Kind::Reply if Self::is_of_path(probe) => {
+                self.path_replied(now, probe);
+                return Ok(Some(now));
             }
             Kind::Reply => {
                 if self.health.reply(now, probe) {
