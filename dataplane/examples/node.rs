@@ -1,13 +1,18 @@
 //! One end of a tunnel between two network namespaces, for measurements by hand: see `docs/performance.md`.
 //!
-//! `node NUMBER PEER-ADDRESS LANES [OFFLOAD...]`: NUMBER is 1 or 2; offloads are tso, uso, gso, gro; all of them
-//! if none is named, and `off` is none. Keys are derived from the number; the interface
-//! `podspan0` is left to be set up by whoever runs this. Ends when its standard input ends.
+//! `node NUMBER PEER-ADDRESS LANES [OFFLOAD...] [KEY=VALUE...]`: NUMBER is 1 or 2; PEER-ADDRESS is `-` if the peer is to
+//! dial; offloads are tso, uso, gso, gro; all of them if none is named, and `off` is none. Keys are derived from the number;
+//! the interface `podspan0` is left to be set up by whoever runs this. Options:
+//!
+//! - `keepalive=SECONDS`: as WireGuard's persistent keepalive;
+//! - `handshake-limit=N`: handshakes per second before cookies are asked for.
+//!
+//! Each line on the standard input is answered with one line of counters. Ends when its standard input ends.
 
-use std::io::Read as _;
+use std::io::BufRead as _;
 
 use podspan_dataplane::{
-    DEFAULT_HANDSHAKE_LIMIT, Dataplane, LaneSecret, Offload, PeerSpec, RouteSpec, Settings, TableSpec,
+    DEFAULT_HANDSHAKE_LIMIT, Dataplane, LaneSecret, Offload, PeerSpec, RouteSpec, Settings, Status, TableSpec,
 };
 use podspan_wire::Lane;
 
@@ -19,11 +24,21 @@ fn secrets(number: u8, lanes: usize) -> Vec<LaneSecret> {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
+    let (options, words): (Vec<&str>, Vec<&str>) =
+        words.iter().map(String::as_str).partition(|word| word.contains('='));
     let [number, peer, lanes, offload @ ..] = words.as_slice() else {
-        return Err("usage: node NUMBER PEER-ADDRESS LANES [OFFLOAD...]".into());
+        return Err("usage: node NUMBER PEER-ADDRESS LANES [OFFLOAD...] [KEY=VALUE...]".into());
     };
+    let (mut keepalive, mut handshake_limit) = (None, DEFAULT_HANDSHAKE_LIMIT);
+    for (key, value) in options.iter().filter_map(|option| option.split_once('=')) {
+        match key {
+            "keepalive" => keepalive = Some(value.parse()?),
+            "handshake-limit" => handshake_limit = value.parse()?,
+            _ => return Err(format!("there is no option {key}").into()),
+        }
+    }
     let (number, lanes): (u8, usize) = (number.parse()?, lanes.parse()?);
-    let has = |name: &str| offload.is_empty() || offload.iter().any(|word| word == name);
+    let has = |name: &str| offload.is_empty() || offload.contains(&name);
     let offload = Offload { tso: has("tso"), uso: has("uso"), gso: has("gso"), gro: has("gro") };
     let other = 3 - number;
     let dataplane = Dataplane::start(Settings {
@@ -32,7 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         fwmark: 0,
         lanes: secrets(number, lanes),
         persist: false,
-        handshake_limit: DEFAULT_HANDSHAKE_LIMIT,
+        handshake_limit,
         offload,
     })?;
     let id: podspan_wire::NodeId = format!("cloud{other}/node").parse()?;
@@ -48,15 +63,37 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         peers: vec![PeerSpec {
             id: id.clone(),
             lanes: secrets(other, lanes).iter().enumerate().map(lane).collect(),
-            endpoints: vec![peer.parse()?],
+            endpoints: if *peer == "-" { vec![] } else { vec![peer.parse()?] },
             learned: vec![],
-            persistent_keepalive: None,
-            dial: true,
+            persistent_keepalive: keepalive,
+            dial: *peer != "-",
         }],
         routes: vec![route(format!("10.20{other}.0.0/24"))?, route(format!("fd00:20{other}::/64"))?],
     })?;
     println!("ready");
-    std::io::stdin().read_to_end(&mut Vec::new())?;
-    println!("{:#?}", dataplane.status());
+    for line in std::io::stdin().lock().lines() {
+        line?;
+        println!("{}", counters(&dataplane.status()));
+    }
     Ok(())
+}
+
+/// Sums over all workers and tunnels, as `KEY=VALUE` with spaces between.
+fn counters(status: &Status) -> String {
+    let workers = || status.workers.iter();
+    let lanes = || status.peers.iter().flat_map(|peer| &peer.lanes);
+    let calls: u64 = workers()
+        .map(|worker| worker.calls)
+        .map(|calls| calls.poll + calls.tun_read + calls.tun_write + calls.udp_receive + calls.udp_send)
+        .sum();
+    let endpoint = lanes().find_map(|lane| lane.endpoint).map(|endpoint| endpoint.to_string());
+    format!(
+        "calls={calls} handshakes={} cookies={} established={} rx-packets={} tx-packets={} endpoint={}",
+        workers().map(|worker| worker.handshakes).sum::<u64>(),
+        workers().map(|worker| worker.cookies).sum::<u64>(),
+        lanes().filter(|lane| lane.established).count(),
+        lanes().map(|lane| lane.rx_packets).sum::<u64>(),
+        lanes().map(|lane| lane.tx_packets).sum::<u64>(),
+        endpoint.unwrap_or_default(),
+    )
 }

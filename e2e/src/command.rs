@@ -29,6 +29,7 @@ pub(crate) struct Cmd {
     stdin: Option<Vec<u8>>,
     timeout: Duration,
     show: bool,
+    same_session: bool,
 }
 
 /// How a program ended and what it wrote.
@@ -60,6 +61,7 @@ impl Cmd {
             stdin: None,
             timeout: TIMEOUT,
             show: false,
+            same_session: false,
         }
     }
 
@@ -110,6 +112,13 @@ impl Cmd {
     /// Lets its output go to the screen instead of gathering it.
     pub(crate) fn show(mut self) -> Self {
         self.show = true;
+        self
+    }
+
+    /// If it is started to live on: in the lab's own session. The kernel shares the CPUs between sessions first and between
+    /// threads second (sched(7), autogroup), so that what is measured side by side belongs into one.
+    pub(crate) fn same_session(mut self) -> Self {
+        self.same_session = true;
         self
     }
 
@@ -219,16 +228,34 @@ impl Cmd {
 
     /// Starts it to live on by itself, in a session of its own, writing to the end of the file `log`.
     pub(crate) fn start(&self, log: &Path) -> Result<Child> {
-        signals::check()?;
-        let out = File::options()
+        let out = self.log(log)?;
+        self.begin(Stdio::null(), out.try_clone()?.into(), out)
+    }
+
+    /// The same with pipes to its standard input and from its standard output.
+    pub(crate) fn start_talking(&self, log: &Path) -> Result<Child> {
+        self.begin(Stdio::piped(), Stdio::piped(), self.log(log)?)
+    }
+
+    fn log(&self, log: &Path) -> Result<File> {
+        File::options()
             .create(true)
             .append(true)
             .open(log)
-            .with_context(|| format!("cannot open the log {}", log.display()))?;
+            .with_context(|| format!("cannot open the log {}", log.display()))
+    }
+
+    fn begin(&self, stdin: Stdio, stdout: Stdio, stderr: File) -> Result<Child> {
+        signals::check()?;
         let mut command = self.command()?;
-        command.stdin(Stdio::null()).stderr(out.try_clone()?).stdout(out);
-        // SAFETY: setsid is async-signal-safe and touches no memory.
-        unsafe { command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(std::io::Error::from)) };
+        command.stdin(stdin).stdout(stdout).stderr(stderr);
+        if self.same_session {
+            // Ctrl-C is the lab's to deal with.
+            command.process_group(0);
+        } else {
+            // SAFETY: setsid is async-signal-safe and touches no memory.
+            unsafe { command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(std::io::Error::from)) };
+        }
         command.spawn().with_context(|| format!("cannot start {}", self.line()))
     }
 

@@ -28,6 +28,8 @@ mod snapshot;
 mod state;
 mod status;
 mod topology;
+mod tun;
+mod tunnel;
 mod world;
 
 use std::process::ExitCode;
@@ -61,6 +63,9 @@ enum Command {
     Test(scenario::TestArgs),
     /// Measure podspan's data plane side by side with what people would use instead
     Bench(bench::BenchArgs),
+    /// Be one end of a tunnel that encrypts nothing
+    #[command(hide = true)]
+    BenchForwarder(bench::Forwarder),
     /// Serve probes in the calling namespace
     #[command(hide = true)]
     ProbeServer {
@@ -117,6 +122,7 @@ fn main() -> ExitCode {
         // The probes are ended by plain signals.
         Command::ProbeServer { port, name } => probe::run_server(port, &name).map(|()| ExitCode::SUCCESS),
         Command::ProbeClient => probe::run_client().map(|()| ExitCode::SUCCESS),
+        Command::BenchForwarder(args) => bench::forward(&args).map(|()| ExitCode::SUCCESS),
         Command::LyingBroker(args) => lying_broker::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Traffic(args) => probe::run_traffic(&args).map(|()| ExitCode::SUCCESS),
         Command::Impair(args) => impair::run(&args).map(|()| ExitCode::SUCCESS),

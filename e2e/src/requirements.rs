@@ -34,6 +34,9 @@ const KUBE: [Package; 2] = [
     Package { name: "runc", file: "/usr/sbin/runc" },
 ];
 
+/// What the bench takes besides.
+const BENCH: [Package; 1] = [Package { name: "iperf3", file: "/usr/bin/iperf3" }];
+
 /// How long the package manager may take, other runs of it included.
 const INSTALL: Duration = Duration::from_secs(540);
 
@@ -52,6 +55,12 @@ pub(crate) fn ensure_kube_api(screen: &Screen) -> Result<()> {
 pub(crate) fn ensure_kube(screen: &Screen) -> Result<()> {
     ensure_kube_api(screen)?;
     ensure_packages(&KUBE, screen)
+}
+
+/// The same for the bench.
+pub(crate) fn ensure_bench(screen: &Screen) -> Result<()> {
+    ensure(screen)?;
+    ensure_packages(&BENCH, screen)
 }
 
 /// Installs one package.

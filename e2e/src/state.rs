@@ -9,6 +9,7 @@ use std::io::{Read, Seek, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -89,6 +90,16 @@ impl Record {
         self.daemons.push(Daemon { name: name.to_owned(), process });
         self.save()?;
         Ok(process)
+    }
+
+    /// The same for a program that is talked to through pipes, and that ends when its standard input does.
+    pub(crate) fn start_talking(&mut self, name: &str, cmd: &Cmd) -> Result<Child> {
+        let child = cmd.start_talking(&log_path(name)?)?;
+        let process = ProcessId::of(child.id())?;
+        self.daemons.retain(|daemon| daemon.name != name);
+        self.daemons.push(Daemon { name: name.to_owned(), process });
+        self.save()?;
+        Ok(child)
     }
 
     /// The process of that name, as it was last started.

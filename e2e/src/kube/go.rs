@@ -27,8 +27,8 @@ struct Downloaded {
     dir: PathBuf,
 }
 
-/// A Go that can build the modules below `e2e/kube`.
-pub(super) fn find(screen: &Screen) -> Result<PathBuf> {
+/// A Go that can build the modules below `e2e`.
+pub(crate) fn find(screen: &Screen) -> Result<PathBuf> {
     let kept = toolchain_directory()?.join("bin/go");
     let mut old = None;
     for candidate in installed().into_iter().chain([kept]).filter(|candidate| candidate.is_file()) {

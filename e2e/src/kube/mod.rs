@@ -33,10 +33,12 @@ pub(crate) use cgroups::roots as cgroup_roots;
 pub(crate) use change::until;
 pub(crate) use clusters::Clusters;
 pub(crate) use commands::{KubeCommand, run};
+pub(crate) use go::find as find_go;
 pub(crate) use join::{PODSPAN, restarts};
 pub(crate) use node_process::{run as run_node, run_init as run_node_init};
 pub(crate) use programs::{KubePrograms, Wanted, ensure as ensure_programs};
 pub(crate) use resolve::run as resolve;
+pub(crate) use site::Site;
 pub(crate) use workload::{HEADLESS, NAMESPACE, ProbePod, Probes, SERVICE_PORT, first_packet};
 
 /// How the names of these worlds' namespaces begin.

@@ -1,4 +1,5 @@
-//! What every world with real Kubernetes in it has: the record, the lock, the namespaces and processes.
+//! What every world has that is made of plain namespaces: those with real Kubernetes in them, and tunnels. The record,
+//! the lock, the namespaces and processes.
 
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use nix::sys::signal::Signal;
 use crate::command::Cmd;
 use crate::netns::Netns;
 use crate::process::ProcessId;
+use crate::rules::{Backend, Variant};
 use crate::screen::Screen;
 use crate::signals;
 use crate::state::{Lock, Record, Stage};
@@ -25,7 +27,16 @@ pub(crate) struct Site {
 impl Site {
     /// Takes the lock and makes the namespaces, with their loopback up.
     pub(crate) fn create(screen: Screen, clusters: bool, namespaces: &[Netns]) -> Result<Self> {
-        let record = |made_mount| Record::of_kube(clusters, made_mount);
+        Self::of(screen, namespaces, |made_mount| Record::of_kube(clusters, made_mount))
+    }
+
+    /// The same for a world that Kubernetes has no part in.
+    pub(crate) fn plain(screen: Screen, namespaces: &[Netns]) -> Result<Self> {
+        let variant = Variant { backend: Backend::IptablesNft, cluster_cidr: true };
+        Self::of(screen, namespaces, |made_mount| Record::new(variant, made_mount))
+    }
+
+    fn of(screen: Screen, namespaces: &[Netns], record: impl FnOnce(bool) -> Record) -> Result<Self> {
         let (lock, record) = world::begin(screen, namespaces, record)?;
         let site = Self { record, screen, lock: Some(lock), stays: false };
         for netns in namespaces {
