@@ -437,6 +437,8 @@ impl Controller {
             pod_cidrs: self.facts.pod_cidrs.clone(),
             service_cidrs: self.facts.service_cidrs.clone(),
             gateway: self.facts.gateway,
+            gateway_weight: self.facts.gateway_weight,
+            host_addresses: self.facts.host_addresses(),
         };
         self.outbox.announcement.send_if_modified(|known| {
             let changed = known.as_ref() != Some(&announcement);

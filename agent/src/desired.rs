@@ -72,7 +72,7 @@ pub fn desired(inputs: &Inputs<'_>) -> DesiredState {
     }
     let remote: CidrSet = remote.into_iter().collect();
 
-    let mut table = TableSpec { peers: Vec::new(), routes: Vec::new() };
+    let mut table = TableSpec::default();
     for (cluster, nodes) in &clusters {
         table.routes.extend(routes(cluster, nodes, inputs.now, &mut problems));
         for node in nodes {
@@ -213,6 +213,7 @@ fn peer(
         persistent_keepalive: (record.gateway && !inputs.facts.gateway && keepalive > 0)
             .then(|| u16::try_from(keepalive).unwrap_or(u16::MAX)),
         dial: record.gateway,
+        weight: record.gateway_weight(),
     })
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use podspan_kubernetes::crd::CniMode;
 use podspan_wire::settings::{Reader, SettingsError};
 use podspan_wire::status::Discovery;
-use podspan_wire::{CidrSet, Grant, NodeName};
+use podspan_wire::{CidrSet, DEFAULT_GATEWAY_WEIGHT, Grant, MAX_GATEWAY_WEIGHT, NodeName};
 use serde::{Deserialize, Serialize};
 
 /// What this node is. Every source of facts yields this, and nothing behind it knows which one it was.
@@ -39,6 +39,12 @@ pub struct LocalFacts {
     /// How podspan joins the node's CNI configuration; as the agent's settings say unless set.
     #[serde(default)]
     pub cni: Option<CniMode>,
+    /// Why packets had better take other gateways than this node, if they had.
+    #[serde(default)]
+    pub draining: Option<String>,
+    /// Its weight among the cluster's gateways; the default unless set.
+    #[serde(default)]
+    pub gateway_weight: Option<u8>,
     /// What the source found by itself, and where; for a person.
     #[serde(default)]
     pub discovery: Discovery,
@@ -71,6 +77,8 @@ impl LocalFacts {
             addresses: Vec::new(),
             mtu: None,
             cni: None,
+            draining: None,
+            gateway_weight: None,
             discovery: Discovery::default(),
         }
     }
@@ -102,6 +110,9 @@ impl LocalFacts {
                 "a gateway needs at least one address at which other clusters reach it",
             );
         }
+        let draining = top.optional(r, "draining").unwrap_or(false);
+        let default = u64::from(DEFAULT_GATEWAY_WEIGHT);
+        let weight = top.number(r, "gateway-weight", 1..=MAX_GATEWAY_WEIGHT.into(), default);
         top.finish(r);
         let file = path.display().to_string();
         reader.finish(&file)?;
@@ -112,6 +123,8 @@ impl LocalFacts {
             pod_cidrs: pod_cidrs.unwrap_or_default().into(),
             service_cidrs: service_cidrs.map_or_else(|| grant.service_cidrs.clone(), CidrSet::from),
             underlay,
+            draining: draining.then(|| format!("{} says so", path.display())),
+            gateway_weight: (weight != default).then_some(weight as u8),
             ..Self::new(node)
         })
     }

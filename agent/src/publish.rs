@@ -46,6 +46,10 @@ pub struct Announcement {
     pub service_cidrs: CidrSet,
     /// Whether it is a gateway.
     pub gateway: bool,
+    /// Its weight as such, unless it is the default.
+    pub gateway_weight: Option<u8>,
+    /// Its own addresses within its pod CIDRs.
+    pub host_addresses: Vec<IpAddr>,
 }
 
 impl Announcement {
@@ -72,7 +76,7 @@ impl Announcement {
             gateway: self.gateway,
             version,
             not_after: now.after(LIFETIME),
-            extensions: BTreeMap::new(),
+            extensions: Record::extensions(self.gateway_weight, &self.host_addresses),
         }
     }
 }
@@ -417,6 +421,8 @@ mod tests {
             pod_cidrs: CidrSet::default(),
             service_cidrs: CidrSet::default(),
             gateway: false,
+            gateway_weight: None,
+            host_addresses: Vec::new(),
         };
         let alpha = crate::membership::tests::cluster("alpha", 1);
         let now = UnixTime(1_000_000);

@@ -173,6 +173,8 @@ impl Agent {
             pod_cidrs: [pods()].into_iter().collect(),
             service_cidrs: CidrSet::default(),
             gateway: true,
+            gateway_weight: None,
+            host_addresses: Vec::new(),
         };
         let (announce, announcements) = watch::channel(Some(announcement.clone()));
         let state = Arc::new(StateDir::open(state).unwrap());

@@ -67,8 +67,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             learned: vec![],
             persistent_keepalive: keepalive,
             dial: *peer != "-",
+            weight: 10,
         }],
         routes: vec![route(format!("10.20{other}.0.0/24"))?, route(format!("fd00:20{other}::/64"))?],
+        clusters: vec![],
     })?;
     println!("ready");
     for line in std::io::stdin().lock().lines() {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use podspan_wire::{LaneKey, MAX_LANES};
+use podspan_wire::{LaneKey, MAX_LANES, NodeId};
 use tracing::{info, warn};
 
 use crate::core::{Config, Core, PathLimits};
@@ -153,6 +153,26 @@ impl Dataplane {
     pub fn set_path_limits(&self, limits: PathLimits) {
         for worker in &self.workers {
             worker.tell(Command::PathLimits(limits));
+        }
+    }
+
+    /// Tells all peers whether this node is about to go: they take other ways where there are any. What still
+    /// comes is forwarded as ever.
+    pub fn set_draining(&self, draining: bool) {
+        self.each().for_each(|(_, tell)| tell(Command::Draining(draining)));
+    }
+
+    /// Takes over what probes through a gateway showed: one that does not forward to other nodes is used only
+    /// where there is no other way. Holds until it is said otherwise, or the peer leaves the table.
+    pub fn set_forwarding(&self, gateway: &NodeId, forwards: bool) {
+        self.each().for_each(|(_, tell)| tell(Command::Forwarding(gateway.clone(), forwards)));
+    }
+
+    /// Sends an inner packet through the first lane to `gateway`, whatever way would be better. Dropped, and
+    /// counted, if there is no session with it.
+    pub fn send_through(&self, gateway: &NodeId, packet: &[u8]) {
+        if let Some((_, tell)) = self.each().next() {
+            tell(Command::Through(gateway.clone(), packet.into()));
         }
     }
 

@@ -42,5 +42,5 @@ pub use dataplane::Dataplane;
 pub use secret::LaneSecret;
 pub use settings::{DEFAULT_HANDSHAKE_LIMIT, Offload, Settings, StartError};
 pub use status::{BlackHole, Calls, LaneStatus, Liveness, PathStatus, PeerStatus, Status, WorkerStatus};
-pub use table::{PeerSpec, Rejected, RouteSpec, TableError, TableSpec};
+pub use table::{ClusterSpec, PeerSpec, Rejected, RouteSpec, TableError, TableSpec};
 pub use takeover::{LendError, LentLane};

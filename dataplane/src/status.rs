@@ -103,8 +103,8 @@ pub struct BlackHole {
 /// What is thought of a tunnel, in the words of the status.
 pub(crate) fn liveness(health: &Health) -> Liveness {
     match (health.state(), health.rank()) {
-        (State::Unproven, Rank::Good) => Liveness::Unproven,
-        (_, Rank::Good | Rank::Unknown) => Liveness::Healthy,
+        (State::Unproven, Rank::Good | Rank::Far) => Liveness::Unproven,
+        (_, Rank::Good | Rank::Far | Rank::Unknown) => Liveness::Healthy,
         (_, Rank::HeldDown) => Liveness::HeldDown,
         (_, Rank::Draining) => Liveness::Draining,
         (_, Rank::Lossy) => Liveness::Lossy,

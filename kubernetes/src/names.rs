@@ -29,6 +29,8 @@ pub const CLUSTER_SET: &str = "podspan";
 pub const GATEWAY_LABEL: &str = "podspan.io/gateway";
 /// The addresses at which other clusters reach a gateway, separated by commas; wins over everything else.
 pub const ENDPOINTS_ANNOTATION: &str = "podspan.io/endpoints";
+/// The weight of a gateway among those of its cluster, 1 to 100; 10 unless set.
+pub const GATEWAY_WEIGHT_ANNOTATION: &str = "podspan.io/gateway-weight";
 /// The pod CIDRs that a node owns, separated by commas; wins over everything else.
 pub const POD_CIDRS_ANNOTATION: &str = "podspan.io/pod-cidrs";
 /// The addresses, one of each family, under which the node itself goes to other clusters; they must lie in its pod

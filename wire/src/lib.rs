@@ -29,7 +29,10 @@ pub use envelope::{Envelope, EnvelopeError};
 pub use grant::{Grant, MAX_CIDRS};
 pub use keys::{ClusterKey, KeyError, LaneKey, PublicKey, RootKey, Signature};
 pub use names::{ClusterId, ClusterSetId, NameError, NodeId, NodeName};
-pub use record::{Lane, MAX_ENDPOINTS, MAX_LANES, Record, RecordState, SignedRecord, Version};
+pub use record::{
+    DEFAULT_GATEWAY_WEIGHT, Lane, MAX_ENDPOINTS, MAX_GATEWAY_WEIGHT, MAX_LANES, Record, RecordState,
+    SignedRecord, Version,
+};
 pub use time::UnixTime;
 pub use trust::{HighWater, Refusal, RefusalKind, Trust, VerifiedGrant, VerifiedRecord};
 

@@ -18,6 +18,15 @@ pub const MAX_LANES: usize = 64;
 /// How many endpoint addresses a node may have.
 pub const MAX_ENDPOINTS: usize = 8;
 
+/// How much of the flows to its cluster a gateway takes, relative to its siblings, unless it says so.
+pub const DEFAULT_GATEWAY_WEIGHT: u8 = 10;
+/// The largest weight; the smallest is 1.
+pub const MAX_GATEWAY_WEIGHT: u8 = 100;
+
+/// The names under which [`Record::extensions`] holds what this version adds; others ignore it.
+const WEIGHT: &str = "gateway-weight";
+const HOST_ADDRESSES: &str = "host-addresses";
+
 /// One of a node's parallel WireGuard tunnels: its public key, and the UDP port it listens on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Lane {
@@ -101,6 +110,38 @@ impl Record {
     #[must_use]
     pub fn id(&self) -> NodeId {
         NodeId { cluster: self.cluster.clone(), node: self.node.clone() }
+    }
+
+    /// What [`Self::gateway_weight`] and [`Self::host_addresses`] read.
+    #[must_use]
+    pub fn extensions(weight: Option<u8>, host_addresses: &[IpAddr]) -> BTreeMap<String, serde_json::Value> {
+        let mut extensions = BTreeMap::new();
+        if let Some(weight) = weight {
+            extensions.insert(WEIGHT.to_owned(), weight.into());
+        }
+        if !host_addresses.is_empty() {
+            let addresses: Vec<String> = host_addresses.iter().map(ToString::to_string).collect();
+            extensions.insert(HOST_ADDRESSES.to_owned(), addresses.into());
+        }
+        extensions
+    }
+
+    /// The weight of a gateway among those of its cluster, 1 to [`MAX_GATEWAY_WEIGHT`]; the default where the
+    /// record says nothing that makes sense.
+    #[must_use]
+    pub fn gateway_weight(&self) -> u8 {
+        let weight = self.extensions.get(WEIGHT).and_then(serde_json::Value::as_u64);
+        let weight = weight.and_then(|weight| u8::try_from(weight).ok());
+        weight.filter(|weight| (1..=MAX_GATEWAY_WEIGHT).contains(weight)).unwrap_or(DEFAULT_GATEWAY_WEIGHT)
+    }
+
+    /// The node's own addresses within its pod CIDRs, as far as the record tells: at them its agent answers
+    /// probes through gateways.
+    #[must_use]
+    pub fn host_addresses(&self) -> Vec<IpAddr> {
+        let addresses = self.extensions.get(HOST_ADDRESSES).and_then(serde_json::Value::as_array);
+        let parsed = addresses.into_iter().flatten().filter_map(|address| address.as_str()?.parse().ok());
+        parsed.filter(|address| self.pod_cidrs.contains(*address)).take(MAX_ENDPOINTS).collect()
     }
 
     /// What is wrong with the record's contents, if anything, whoever signed it.

@@ -22,6 +22,8 @@ pub fn local(node: NodeName, found: &Facts, before: Option<&LocalFacts>) -> Loca
         addresses: found.addresses.clone(),
         mtu: found.settings.mtu,
         cni: found.settings.cni,
+        draining: found.cordoned.then(|| format!("Node {node} is cordoned")),
+        gateway_weight: found.gateway_weight,
         discovery: discovery(found),
         ..LocalFacts::new(node)
     };
@@ -89,9 +91,12 @@ fn discovery(found: &Facts) -> Discovery {
 /// Whether two sets of facts announce the same; what is shown of them may differ.
 #[must_use]
 pub fn same_network(a: &LocalFacts, b: &LocalFacts) -> bool {
-    let key = |facts: &LocalFacts| -> (bool, [Vec<std::net::IpAddr>; 2], CidrSet, CidrSet, Option<u32>) {
+    type Key = (bool, Option<String>, Option<u8>, [Vec<std::net::IpAddr>; 2], CidrSet, CidrSet, Option<u32>);
+    let key = |facts: &LocalFacts| -> Key {
         (
             facts.gateway,
+            facts.draining.clone(),
+            facts.gateway_weight,
             [facts.endpoints.clone(), facts.host_addresses()],
             facts.pod_cidrs.clone(),
             facts.service_cidrs.clone(),

@@ -115,10 +115,11 @@ impl Pair {
                 learned: vec![],
                 persistent_keepalive: None,
                 dial: n == 0,
+                weight: 10,
             };
             let cidr = format!("10.{}.0.0/16", 2 - n).parse().unwrap();
             let routes = vec![RouteSpec { cidr, owner: Some(id), gateways: vec![] }];
-            let spec = TableSpec { peers: vec![peer], routes };
+            let spec = TableSpec { peers: vec![peer], routes, clusters: vec![] };
             let (table, rejected) = Table::new(spec, &[own.public()], &Table::default());
             assert_eq!(rejected, []);
             let mut core =

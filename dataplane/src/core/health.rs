@@ -104,6 +104,8 @@ pub(crate) enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Rank {
     Good,
+    /// It does well, and a nearer one is asked for.
+    Far,
     HeldDown,
     Draining,
     Lossy,
@@ -124,6 +126,8 @@ pub(crate) struct Health {
     draining: bool,
     /// Probes through the peer do not come back.
     not_forwarding: bool,
+    /// Another gateway is nearer, and the nearest is asked for.
+    far: bool,
     /// The sequence of the next probe.
     next: u32,
     /// All probes before this one are settled: answered, or a later one was.
@@ -163,6 +167,7 @@ impl Health {
     /// How good a way it is, if there is a session and the peer is not silent.
     pub(crate) fn rank(&self) -> Rank {
         let rank = match self.state {
+            State::Unproven | State::Healthy if self.far => Rank::Far,
             State::Unproven | State::Healthy => Rank::Good,
             State::HeldDown => Rank::HeldDown,
             State::Lossy => Rank::Lossy,
@@ -200,6 +205,14 @@ impl Health {
             self.hold(now);
         }
         self.not_forwarding = not_forwarding;
+    }
+
+    pub(crate) fn is_far(&self) -> bool {
+        self.far
+    }
+
+    pub(crate) fn set_far(&mut self, far: bool) {
+        self.far = far;
     }
 
     /// Smoothed round trip and its variation.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use podspan_wire::NodeId;
 
-use super::health::{IDLE, USE};
+use super::health::{IDLE, Rank, USE};
 use super::io::Sink;
 use super::probe::Probe;
 use super::{Core, Time};
@@ -15,6 +15,12 @@ use crate::table::{ClusterIndex, Table};
 /// Probes of idle tunnels that a worker is ready to answer, each second: with seal, open and system calls
 /// some 5 ms of a processor's time.
 const IDLE_PROBES: usize = 400;
+
+/// Packets that wait to be sent through certain tunnels, at most.
+const MOST_THROUGH: usize = 1024;
+
+/// How much longer than the nearest's a round trip may be at least, to be as near.
+const MARGIN: Duration = Duration::from_millis(1);
 
 impl Core {
     /// Seconds between probes of an idle tunnel, with so many tunnels.
@@ -88,15 +94,60 @@ impl Core {
         Ok(0)
     }
 
+    /// Sends an inner packet through the tunnel to `gateway` at the next [`Core::handle_timeout`]; dropped if
+    /// there is no session with it, or too many wait already.
+    pub fn send_through(&mut self, _now: Time, gateway: &NodeId, packet: Box<[u8]>) {
+        let peer = self.table.peers.binary_search_by(|peer| peer.spec.id.cmp(gateway)).ok();
+        let slot = peer.and_then(|peer| self.by_peer.get(peer)?.slots.first().copied());
+        match slot {
+            Some(slot) if self.through.len() < MOST_THROUGH => self.through.push((slot, packet)),
+            _ => self.shared.counters.drops.count(DropCause::NoGateway),
+        }
+    }
+
+    pub(super) fn flush_through(&mut self, now: Time, sink: &mut impl Sink) {
+        for (slot, packet) in std::mem::take(&mut self.through) {
+            let Some(Some(tunnel)) = self.tunnels.get_mut(slot as usize) else { continue };
+            tunnel.send_at_once(now, &packet, &mut self.shared, sink);
+        }
+    }
+
+    /// Where the nearest gateways are asked for: whether the tunnel in `slot` leads to one of them. Who is so
+    /// stays so until it is clearly not, so that flows do not go back and forth between two at the limit.
+    fn measure(&mut self, now: Time, slot: u32, cluster: ClusterIndex) {
+        let rtt = |slot: u32| {
+            let tunnel = self.tunnels[slot as usize].as_ref()?;
+            let counts = matches!(tunnel.rank(now), Rank::Good | Rank::Far);
+            tunnel.health.rtt().filter(|_| counts).map(|(rtt, _)| rtt)
+        };
+        let best = self.gateway_slots(cluster).filter_map(rtt).min();
+        let own = rtt(slot);
+        let Some(Some(tunnel)) = self.tunnels.get_mut(slot as usize) else { return };
+        let far = match (own, best) {
+            (Some(own), Some(best)) => {
+                let margin = MARGIN.max(best / 5) * if tunnel.health.is_far() { 1 } else { 2 };
+                own > best + margin
+            }
+            _ => false,
+        };
+        if far != tunnel.health.is_far() {
+            tunnel.health.set_far(far);
+            tunnel.note_health(now);
+        }
+    }
+
     /// Has a tunnel that loses much avoided, if there is a better one. Where all lose, it is not theirs to
     /// blame, and flows had better stay where they are.
     pub(super) fn compare(&mut self, now: Time, slot: u32) {
         let Some(Some(tunnel)) = self.tunnels.get(slot as usize) else { return };
-        if !tunnel.health.loses_much(now) {
+        let (own, loses_much) = (tunnel.profile.peer, tunnel.health.loses_much(now));
+        let Some(cluster) = self.table.cluster_of(own) else { return };
+        if self.table.clusters[cluster as usize].nearest || tunnel.health.is_far() {
+            self.measure(now, slot, cluster);
+        }
+        if !loses_much {
             return;
         }
-        let own = tunnel.profile.peer;
-        let Some(cluster) = self.table.cluster_of(own) else { return };
         let fine = self.gateway_slots(cluster).any(|sibling| {
             let sibling = self.tunnels[sibling as usize].as_ref();
             sibling.is_some_and(|s| s.profile.peer != own && s.is_up(now) && s.health.is_fine(now))

@@ -152,6 +152,8 @@ pub struct Core {
     mask: u32,
     by_peer: Vec<PeerSlots>,
     by_key: HashMap<LaneKey, u32>,
+    /// Packets that are to take a certain tunnel, by its slot.
+    through: Vec<(u32, Box<[u8]>)>,
     /// When a packet was last to go to each cluster of the table.
     used: Vec<Option<Time>>,
     /// Who may be behind an address: current, learned and published endpoints.
@@ -205,6 +207,7 @@ impl Core {
             by_peer: Vec::new(),
             by_key: HashMap::new(),
             used: Vec::new(),
+            through: Vec::new(),
             by_endpoint: HashMap::new(),
             parted: Parted::default(),
             pieces: Pieces::default(),
@@ -225,7 +228,8 @@ impl Core {
     /// tunnels all sleep.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
-        if self.handshakes.is_empty() { self.timers.next() } else { Some(Time::default()) }
+        let waiting = !self.handshakes.is_empty() || !self.through.is_empty();
+        if waiting { Some(Time::default()) } else { self.timers.next() }
     }
 
     /// Looks after what is due: handshakes that wait, and the timers of tunnels.
@@ -233,6 +237,7 @@ impl Core {
         self.tick_door(now);
         let turn = if std::mem::take(&mut self.busy) { BUSY_TURN } else { TURN };
         self.work_on_handshakes(now, turn, sink);
+        self.flush_through(now, sink);
         let before = self.shared.initiations;
         for _ in 0..TICKS {
             if self.shared.initiations - before >= turn as u64 {
@@ -245,7 +250,9 @@ impl Core {
             }
             tunnel.due = None;
             let in_use = self.table.cluster_of(tunnel.profile.peer).is_some_and(|cluster| {
-                self.used[cluster as usize].is_some_and(|at| now.since(at) < health::USE)
+                let cluster = cluster as usize;
+                self.table.clusters[cluster].watched
+                    || self.used[cluster].is_some_and(|at| now.since(at) < health::USE)
             });
             let demand = tunnel.health.demand(now, in_use, tunnel.profile.dial);
             let next = tunnel.tick(now, demand, &mut self.jitter, &mut self.shared, sink);

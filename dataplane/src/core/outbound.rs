@@ -66,7 +66,10 @@ impl Core {
             self.note_missed(now, slot);
         }
         if choice.dead {
-            self.tell_sender(now, Why::Unreachable, header, segments, sink);
+            let silent = cluster.is_some_and(|cluster| self.table.clusters[cluster as usize].silent);
+            if !silent {
+                self.tell_sender(now, Why::Unreachable, header, segments, sink);
+            }
             return Err(DropCause::Unreachable);
         }
         let slot = choice.slot.ok_or(DropCause::NoGateway)?;
@@ -118,7 +121,8 @@ impl Core {
         let gateways = &route.gateways;
         let rank_of = |&gateway: &PeerIndex| self.best(now, gateway).map(|(rank, _)| rank);
         let best = match owner {
-            Some((Rank::Good, _)) => None,
+            // That another gateway is nearer says nothing of the way to the node itself.
+            Some((Rank::Good | Rank::Far, _)) => None,
             _ => gateways.iter().filter_map(rank_of).min(),
         };
         let (rank, slot, better) = match (owner, best) {
@@ -128,10 +132,15 @@ impl Core {
                 let flow = if gateways.len() > 1 { header.flow() } else { 0 };
                 let among = gateways.iter().filter_map(|&gateway| {
                     let (_, slot) = self.best(now, gateway).filter(|&(rank, _)| rank == best)?;
-                    Some((slot, self.table.peers[gateway as usize].seed))
+                    let peer = &self.table.peers[gateway as usize];
+                    Some((slot, peer.seed, peer.spec.weight))
                 });
+                let slot = match route.weighted {
+                    true => rendezvous::choose_weighted(flow, among),
+                    false => rendezvous::choose(flow, among.map(|(slot, seed, _)| (slot, seed))),
+                };
                 let better = owner.filter(|&(rank, _)| rank != Rank::Absent).map(|(_, slot)| slot);
-                (best, rendezvous::choose(flow, among), better)
+                (best, slot, better)
             }
             (_, None) => (Rank::Absent, None, None),
         };

@@ -43,6 +43,24 @@ pub(crate) fn choose<T: Copy>(flow: u64, candidates: impl Iterator<Item = (T, u6
     best.map(|(candidate, _)| candidate)
 }
 
+/// The same for candidates of different weights: each wins its part of the flows (Schindelhauer and Schomaker,
+/// "Weighted distributed hash tables", 2005, the logarithmic method). With equal weights it is [`choose`].
+pub(crate) fn choose_weighted<T: Copy>(
+    flow: u64,
+    candidates: impl Iterator<Item = (T, u64, u8)>,
+) -> Option<T> {
+    let mut best: Option<(T, f64)> = None;
+    for (candidate, seed, share) in candidates {
+        // Within (0, 1]: the place of the hash among all there are.
+        let place = (weight(flow, seed) as f64 + 1.0) / 18_446_744_073_709_551_616.0;
+        let distance = -place.ln() / f64::from(share.max(1));
+        if best.is_none_or(|(_, least)| distance < least) {
+            best = Some((candidate, distance));
+        }
+    }
+    best.map(|(candidate, _)| candidate)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +99,33 @@ mod tests {
     }
 
     const PICKS: [usize; 12] = [1, 2, 2, 0, 1, 0, 2, 2, 2, 1, 1, 0];
+
+    #[test]
+    fn weights_are_honoured_and_only_lost_flows_move() {
+        let weighted = |shares: &[u8]| -> Vec<(usize, u64, u8)> {
+            candidates(shares.len())
+                .into_iter()
+                .zip(shares)
+                .map(|((i, seed), &share)| (i, seed, share))
+                .collect()
+        };
+        let (all, without) = (weighted(&[10, 20, 70]), weighted(&[10, 20]));
+        let mut counts = [0_i32; 3];
+        for flow in (0..30_000).map(|n| fold(5, n)) {
+            let before = choose_weighted(flow, all.iter().copied()).unwrap();
+            counts[before] += 1;
+            let after = choose_weighted(flow, without.iter().copied()).unwrap();
+            assert!(before == after || before == 2);
+        }
+        for (count, part) in counts.into_iter().zip([3_000, 6_000, 21_000]) {
+            assert!((count - part).abs() < part / 10, "{counts:?}");
+        }
+        for flow in (0..1000).map(|n| fold(9, n)) {
+            let same = weighted(&[10, 10, 10, 10]);
+            let plain = choose(flow, same.iter().map(|&(i, seed, _)| (i, seed)));
+            assert_eq!(choose_weighted(flow, same.into_iter()), plain);
+        }
+    }
 
     #[test]
     fn nobody_is_chosen_from_nobody() {

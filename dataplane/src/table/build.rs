@@ -44,11 +44,19 @@ pub(crate) fn build(spec: TableSpec, own: &[LaneKey], before: &Table) -> (Table,
     }
     specs.sort_by(|a, b| a.id.cmp(&b.id));
     let mut table = Table::default();
+    let said = spec.clusters;
     let mut peers: Vec<Peer> = Vec::with_capacity(specs.len());
     for spec in specs {
         // Peers are sorted by id, so those of a cluster stand together.
         if table.clusters.last().is_none_or(|cluster| cluster.id != spec.id.cluster) {
-            table.clusters.push(Cluster { id: spec.id.cluster.clone(), gateways: Box::default() });
+            let said = said.iter().find(|said| said.id == spec.id.cluster);
+            table.clusters.push(Cluster {
+                id: spec.id.cluster.clone(),
+                gateways: Box::default(),
+                nearest: said.is_some_and(|said| said.nearest),
+                silent: said.is_some_and(|said| said.silent),
+                watched: said.is_some_and(|said| said.watched),
+            });
         }
         peers.push(index_peer(spec, table.clusters.len() as u32 - 1, own.len(), before));
     }
@@ -80,10 +88,14 @@ pub(crate) fn build(spec: TableSpec, own: &[LaneKey], before: &Table) -> (Table,
         }
         let owner = route.owner.as_ref().and_then(|owner| by_id.get(owner).copied());
         let any = gateways.first().copied().or(owner);
+        let mut weights = gateways.iter().map(|&gateway| peers[gateway as usize].spec.weight.max(1));
+        let first = weights.next();
+        let weighted = weights.any(|weight| Some(weight) != first);
         table.routes.push(Route {
             owned: route.owner.is_some(),
             owner,
             gateways: gateways.into_iter().collect(),
+            weighted,
             cluster: any.map(|peer| peers[peer as usize].cluster),
         });
     }
@@ -178,6 +190,7 @@ mod tests {
             learned: vec![],
             persistent_keepalive: None,
             dial: false,
+            weight: 10,
         }
     }
 
@@ -216,6 +229,7 @@ mod tests {
                 route("0.0.0.0/0", None, &["b/one"]),
                 route("10.2.1.0/24", Some("b/elsewhere"), &["b/one"]),
             ],
+            clusters: vec![],
         };
         let (table, rejected) = build(spec, &own, &Table::default());
         let ids: Vec<_> = table.peers.iter().map(|p| p.spec.id.to_string()).collect();
@@ -249,6 +263,7 @@ mod tests {
                 route("10.2.1.0/24", Some("b/n"), &["b/g1", "b/g2"]),
                 route("10.2.2.0/24", Some("b/far"), &["b/g1"]),
             ],
+            clusters: vec![],
         };
         let (table, rejected) = build(spec, &[key(100)], &Table::default());
         assert_eq!(rejected, []);
@@ -262,7 +277,7 @@ mod tests {
     #[test]
     fn counters_live_as_long_as_their_key() {
         let own = [key(100)];
-        let spec = |keys: &[u8]| TableSpec { peers: vec![peer("b/one", keys)], routes: vec![] };
+        let spec = |keys: &[u8]| TableSpec { peers: vec![peer("b/one", keys)], ..TableSpec::default() };
         let (first, _) = build(spec(&[1, 2]), &own, &Table::default());
         first.peers[0].tunnels[0].counters.rx_packets.add(7);
         first.peers[0].tunnels[1].counters.rx_packets.add(8);

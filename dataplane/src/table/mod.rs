@@ -35,6 +35,8 @@ pub struct PeerSpec {
     pub persistent_keepalive: Option<u16>,
     /// Bring the tunnels up at once and keep them up without waiting for traffic.
     pub dial: bool,
+    /// How much of the flows to its cluster it takes as a gateway, relative to the others; 0 counts as 1.
+    pub weight: u8,
 }
 
 /// A prefix and who it leads to.
@@ -49,6 +51,19 @@ pub struct RouteSpec {
     pub gateways: Vec<NodeId>,
 }
 
+/// How the gateways of a cluster are used; a cluster of which nothing is said has the default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterSpec {
+    /// The cluster; unique within a table.
+    pub id: ClusterId,
+    /// Take the nearest of the gateways that do well, by round trip, instead of all of them.
+    pub nearest: bool,
+    /// Drop silently what cannot be sent because all gateways are dead, instead of telling the sender.
+    pub silent: bool,
+    /// Probe the gateways as if packets were waiting: somebody else wants to know when one is back.
+    pub watched: bool,
+}
+
 /// A whole table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TableSpec {
@@ -56,6 +71,8 @@ pub struct TableSpec {
     pub peers: Vec<PeerSpec>,
     /// The routes.
     pub routes: Vec<RouteSpec>,
+    /// The clusters of which something is to be said.
+    pub clusters: Vec<ClusterSpec>,
 }
 
 /// One entry of a table that was left out, and why.
@@ -198,6 +215,9 @@ pub(crate) struct Cluster {
     pub(crate) id: ClusterId,
     /// Its peers that routes name as gateways, in the order of their ids.
     pub(crate) gateways: Box<[PeerIndex]>,
+    pub(crate) nearest: bool,
+    pub(crate) silent: bool,
+    pub(crate) watched: bool,
 }
 
 /// Where a prefix leads.
@@ -209,6 +229,8 @@ pub(crate) struct Route {
     pub(crate) owner: Option<PeerIndex>,
     /// In the order of node ids.
     pub(crate) gateways: Box<[PeerIndex]>,
+    /// Whether the gateways differ in their weights.
+    pub(crate) weighted: bool,
     /// The cluster of the first of these peers, gateways before the owner.
     pub(crate) cluster: Option<ClusterIndex>,
 }

@@ -29,6 +29,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::time::TimeSpec;
+use podspan_wire::NodeId;
 use tracing::{error, info, warn};
 
 use crate::core::{Arrival, BATCH, Batch, Core, PathLimits, Time};
@@ -57,6 +58,12 @@ pub(crate) enum Command {
     Table(Arc<Table>),
     PathLimits(PathLimits),
     Takeover(Order),
+    /// Whether this node is about to go.
+    Draining(bool),
+    /// Whether a gateway forwards, as probes through it showed.
+    Forwarding(NodeId, bool),
+    /// An inner packet that is to take the tunnel of this peer, whatever else would be better.
+    Through(NodeId, Box<[u8]>),
     Stop,
 }
 
@@ -241,6 +248,11 @@ impl Worker {
                 Ok(Command::Table(table)) => latest = Some(table),
                 Ok(Command::PathLimits(limits)) => self.core.set_path_limits(limits),
                 Ok(Command::Takeover(order)) => self.take_over(now, order),
+                Ok(Command::Draining(draining)) => self.core.set_draining(now, draining),
+                Ok(Command::Forwarding(gateway, forwards)) => {
+                    self.core.set_forwarding(now, &gateway, forwards);
+                }
+                Ok(Command::Through(gateway, packet)) => self.core.send_through(now, &gateway, packet),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => break,
             }

@@ -119,6 +119,7 @@ impl Node {
             learned: vec![],
             persistent_keepalive: None,
             dial,
+            weight: 10,
         };
         let route = |cidr: String| RouteSpec {
             cidr: cidr.parse().unwrap(),
@@ -126,7 +127,7 @@ impl Node {
             gateways: vec![],
         };
         let routes = vec![route(format!("10.20{n}.0.0/24")), route(format!("fd00:20{n}::/64"))];
-        self.dataplane().set_table(TableSpec { peers: vec![peer], routes }).unwrap();
+        self.dataplane().set_table(TableSpec { peers: vec![peer], routes, clusters: vec![] }).unwrap();
     }
 
     /// What the first worker says.

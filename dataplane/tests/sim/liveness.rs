@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use podspan_dataplane::{DropCause, Liveness};
+use podspan_dataplane::{ClusterSpec, DropCause, Liveness};
 
 use crate::net::{MS, S, Sim, udp};
 
@@ -365,4 +365,100 @@ fn probes_never_reach_a_pod_and_are_few_when_nothing_happens() {
     assert!((20..=28).contains(&busy), "{busy}");
     let tunnel = &sim.tunnels(0, 1)[0];
     assert_eq!((tunnel.rtt, tunnel.loss), (Some(2 * MS), Some(0.0)));
+}
+
+#[test]
+fn weights_are_honoured() {
+    let mut sim = cluster(17, 3);
+    for (peer, weight) in sim.nodes[0].spec.peers.iter_mut().zip([10, 20, 70]) {
+        peer.weight = weight;
+    }
+    sim.apply(0);
+    let mut counts = [0_i32; 3];
+    for at in spread(&mut sim, 1000).into_values() {
+        counts[at - 1] += 1;
+    }
+    for (count, part) in counts.into_iter().zip([100, 200, 700]) {
+        assert!((count - part).abs() <= part * 3 / 20, "{counts:?}");
+    }
+}
+
+fn said(sim: &mut Sim, change: impl Fn(&mut ClusterSpec)) {
+    let mut spec = ClusterSpec { id: "beta".parse().unwrap(), nearest: false, silent: false, watched: false };
+    change(&mut spec);
+    sim.nodes[0].spec.clusters = vec![spec];
+    sim.apply(0);
+}
+
+#[test]
+fn the_nearest_are_taken_where_that_is_asked_for() {
+    let mut sim = cluster(18, 3);
+    sim.delay.insert(sim.nodes[2].address, 30 * MS);
+    said(&mut sim, |beta| beta.nearest = true);
+    longest_gap(&mut sim, 5 * S);
+    let at: Vec<usize> = spread(&mut sim, 200).into_values().collect();
+    assert!(at.iter().all(|&at| at != 2) && at.contains(&1) && at.contains(&3), "the two near ones");
+    // The far one steps in when the others fail.
+    sim.unplugged.extend([1, 3]);
+    longest_gap(&mut sim, 3 * S);
+    let (_, lost) = longest_gap(&mut sim, S);
+    assert_eq!(lost, 0);
+    said(&mut sim, |_| ());
+    sim.unplugged.clear();
+    longest_gap(&mut sim, 5 * S);
+    let at: Vec<usize> = spread(&mut sim, 200).into_values().collect();
+    assert!(at.contains(&2), "spread again");
+}
+
+#[test]
+fn nobody_is_told_where_silence_is_asked_for() {
+    let mut sim = cluster(19, 1);
+    said(&mut sim, |beta| beta.silent = true);
+    longest_gap(&mut sim, 3 * S);
+    sim.unplugged.insert(1);
+    longest_gap(&mut sim, 3 * S);
+    sim.send(0, 0, &[flow(1, 1)]);
+    assert!(sim.nodes[0].inbox.is_empty());
+    assert!(sim.drops(0, DropCause::Unreachable) > 0);
+}
+
+#[test]
+fn a_watched_cluster_is_probed_without_packets() {
+    let mut sim = cluster(20, 1);
+    said(&mut sim, |beta| beta.watched = true);
+    longest_gap(&mut sim, 3 * S);
+    sim.unplugged.insert(1);
+    sim.run(300 * S);
+    assert!(!sim.is_up(0, 1));
+    sim.unplugged.remove(&1);
+    let took = sim.until(2 * S, "seen to be back", |sim| sim.is_up(0, 1));
+    assert!(took <= 1100 * MS, "{took:?}");
+}
+
+#[test]
+fn one_that_does_not_forward_is_used_only_where_there_is_no_other() {
+    let mut sim = cluster(21, 2);
+    longest_gap(&mut sim, 3 * S);
+    let before = spread(&mut sim, 500);
+    let (now, id) = (sim.now, sim.nodes[1].id.clone());
+    sim.call_core(0, 0, |core| assert!(core.set_forwarding(now, &id, false)));
+    assert_eq!(liveness(&sim, 0, 1), Liveness::NotForwarding);
+    assert!(spread(&mut sim, 500).into_values().all(|at| at == 2));
+    sim.unplugged.insert(2);
+    longest_gap(&mut sim, 3 * S);
+    assert!(spread(&mut sim, 500).into_values().all(|at| at == 1));
+    sim.unplugged.remove(&2);
+    longest_gap(&mut sim, 3 * S);
+    // What goes through it on purpose does.
+    for node in &mut sim.nodes {
+        node.inbox.clear();
+    }
+    let (now, packet) = (sim.now, flow(7, 77).into_boxed_slice());
+    sim.call_core(0, 0, |core| core.send_through(now, &id, packet));
+    sim.run(10 * MS);
+    assert_eq!(sim.numbers(1), [77]);
+    let now = sim.now;
+    sim.call_core(0, 0, |core| assert!(core.set_forwarding(now, &id, true)));
+    longest_gap(&mut sim, 2 * S);
+    assert_eq!(spread(&mut sim, 500), before);
 }

@@ -106,6 +106,8 @@ pub(crate) struct Sim {
     pub(crate) vanished: Vec<(Time, usize)>,
     /// The largest packet of each direction that went as it was.
     pub(crate) largest: BTreeMap<(IpAddr, IpAddr), usize>,
+    /// How much longer than by the weather the way from an address takes.
+    pub(crate) delay: BTreeMap<IpAddr, Duration>,
     /// Nodes whose links are down: the network neither takes from them nor gives to them.
     pub(crate) unplugged: BTreeSet<usize>,
     pub(crate) handshake_limit: u64,
@@ -159,6 +161,7 @@ impl Sim {
             path_mtu: BTreeMap::new(),
             vanished: Vec::new(),
             largest: BTreeMap::new(),
+            delay: BTreeMap::new(),
             unplugged: BTreeSet::new(),
             handshake_limit: 1000,
             rng: seed,
@@ -245,6 +248,7 @@ impl Sim {
             learned: vec![],
             persistent_keepalive: None,
             dial: false,
+            weight: 10,
         }
     }
 
@@ -368,11 +372,12 @@ impl Sim {
         if down || self.random() % 1000 < loss {
             return;
         }
+        let delay = self.delay.get(&from.ip()).copied().unwrap_or_default();
         let copies = if self.random() % 1000 < weather.duplicates { 2 } else { 1 };
         for _ in 0..copies {
             let jitter = Duration::from_micros(self.random() % (weather.jitter.as_micros() as u64 + 1));
             self.push(
-                self.now + weather.latency + jitter,
+                self.now + weather.latency + delay + jitter,
                 Event::Arrive { from, to, ecn, bytes: bytes.clone() },
             );
         }

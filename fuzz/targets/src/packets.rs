@@ -80,10 +80,12 @@ impl Node {
                 learned: Vec::new(),
                 persistent_keepalive: None,
                 dial: false,
+                weight: 10,
             }],
             routes: cidrs(peer)
                 .map(|cidr| RouteSpec { cidr, owner: Some(id.clone()), gateways: vec![id.clone()] })
                 .into(),
+            clusters: Vec::new(),
         };
         let (table, rejected) = Table::new(spec, &[secret(node).public()], &Table::default());
         assert!(rejected.is_empty(), "{rejected:?}");

@@ -3,14 +3,14 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Service;
-use podspan_wire::MAX_ENDPOINTS;
+use podspan_wire::{DEFAULT_GATEWAY_WEIGHT, MAX_ENDPOINTS, MAX_GATEWAY_WEIGHT};
 
 use super::cni;
 use super::found::{About, Contradiction, Reason, Sourced, quote};
 use super::settings::Settings;
 use super::{Objects, annotation, node_name};
 use crate::crd::EndpointSource;
-use crate::names::{ENDPOINTS_ANNOTATION, GATEWAY_LABEL};
+use crate::names::{ENDPOINTS_ANNOTATION, GATEWAY_LABEL, GATEWAY_WEIGHT_ANNOTATION};
 
 /// Whether the node's label makes it a gateway.
 pub(super) fn is_gateway(objects: &Objects, wrong: &mut Vec<Contradiction>) -> bool {
@@ -33,6 +33,31 @@ pub(super) fn is_gateway(objects: &Objects, wrong: &mut Vec<Contradiction>) -> b
             false
         }
     }
+}
+
+/// Whether no pods are to be put on the node any more.
+pub(super) fn is_cordoned(objects: &Objects) -> bool {
+    let spec = objects.node.as_ref().and_then(|node| node.spec.as_ref());
+    spec.and_then(|spec| spec.unschedulable).unwrap_or(false)
+}
+
+/// The weight that the node's annotation gives it.
+pub(super) fn weight(objects: &Objects, wrong: &mut Vec<Contradiction>) -> Option<u8> {
+    let text = annotation(objects, GATEWAY_WEIGHT_ANNOTATION)?;
+    let weight = text.trim().parse().ok().filter(|weight| (1..=MAX_GATEWAY_WEIGHT).contains(weight));
+    if weight.is_none() {
+        wrong.push(Contradiction::problem(
+            About::Node,
+            Reason::InvalidAnnotation,
+            format!(
+                "annotation {GATEWAY_WEIGHT_ANNOTATION} of Node {} is {} and not a number from 1 to \
+                 {MAX_GATEWAY_WEIGHT}: the weight is {DEFAULT_GATEWAY_WEIGHT}",
+                node_name(objects),
+                quote(text)
+            ),
+        ));
+    }
+    weight
 }
 
 /// The addresses of the Node itself, by which its underlay is found.

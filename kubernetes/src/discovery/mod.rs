@@ -58,6 +58,10 @@ pub struct Facts {
     pub gateway: bool,
     /// Where other clusters reach it, the best first; empty unless it is a gateway.
     pub endpoints: Vec<Sourced<IpAddr>>,
+    /// Its weight among the cluster's gateways, if it is annotated.
+    pub gateway_weight: Option<u8>,
+    /// Whether no pods are to be put on it any more (`kubectl cordon`): it may go soon.
+    pub cordoned: bool,
     /// Its own addresses within the cluster.
     pub addresses: Vec<IpAddr>,
     /// The pod CIDRs that it owns and may announce.
@@ -107,6 +111,7 @@ pub fn discover(objects: &Objects, grant: &Grant) -> Facts {
         }
         !inside
     });
+    let gateway_weight = endpoints::weight(objects, &mut wrong);
     wrong.sort_by_key(|contradiction| std::cmp::Reverse(contradiction.severity));
     wrong.dedup();
     let addresses = ["InternalIP", "ExternalIP"]
@@ -116,6 +121,8 @@ pub fn discover(objects: &Objects, grant: &Grant) -> Facts {
         .collect();
     Facts {
         gateway: !endpoints.is_empty(),
+        gateway_weight,
+        cordoned: endpoints::is_cordoned(objects),
         endpoints,
         addresses,
         pod_cidrs,

@@ -121,6 +121,21 @@ impl Tunnel {
         }
     }
 
+    /// Sends a packet if there is a session, and drops it else.
+    pub(crate) fn send_at_once(
+        &mut self,
+        now: Time,
+        packet: &[u8],
+        shared: &mut Shared,
+        sink: &mut impl Sink,
+    ) {
+        if self.has_session() {
+            self.seal(now, packet, shared, sink);
+        } else {
+            self.profile.counters.drops.count(DropCause::UnknownSession);
+        }
+    }
+
     /// Takes a probe in that came through the tunnel. Returns when the tunnel is to be looked at.
     ///
     /// # Errors
@@ -168,7 +183,7 @@ impl Tunnel {
     }
 
     /// Tells the world of a change.
-    pub(super) fn note_health(&mut self, now: Time) {
+    pub(crate) fn note_health(&mut self, now: Time) {
         let health = &self.health;
         self.profile.counters.set_health(health);
         self.note_round_trip(now);
