@@ -80,7 +80,7 @@ fn lookup(prefixes: u32) -> Box<dyn FnMut() -> Round> {
         owner: Some("beta/b".parse().unwrap()),
         gateways: vec![],
     };
-    let spec = TableSpec { peers: vec![], routes: (0..prefixes).map(route).collect() };
+    let spec = TableSpec { peers: vec![], routes: (0..prefixes).map(route).collect(), clusters: vec![] };
     let (table, rejected) = Table::new(spec, &[], &Table::default());
     assert_eq!(rejected, []);
     let mut random = 1_u64;

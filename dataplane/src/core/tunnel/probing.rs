@@ -130,7 +130,7 @@ impl Tunnel {
         sink: &mut impl Sink,
     ) {
         if self.has_session() {
-            self.seal(now, packet, shared, sink);
+            self.seal(now, packet, crate::offload::Ecn::of(packet), shared, sink);
         } else {
             self.profile.counters.drops.count(DropCause::UnknownSession);
         }
