@@ -24,13 +24,14 @@ use crate::config::Config;
 use crate::control_socket::Query;
 use crate::desired::{self, DesiredState, Inputs};
 use crate::disk::{Disk, Job, What};
+use crate::drain::Drain;
 use crate::facts::LocalFacts;
 use crate::host::{self, Host, HostEvent};
 use crate::membership::{Changes, Membership};
 use crate::overview::{self, Parts};
 use crate::publish::{Announcement, Published, Seen};
 use crate::source::Found;
-use crate::state::{Endpoints, Known, StateDir};
+use crate::state::{DRAINED, Endpoints, Known, StateDir};
 use crate::underlay::Underlay;
 
 /// How often counters and clocks are looked at.
@@ -166,6 +167,7 @@ pub struct Controller {
     /// Parts of the agent that ended though they should not have.
     ended: Vec<&'static str>,
     table_problems: Vec<String>,
+    drain: Drain,
 }
 
 fn now() -> UnixTime {
@@ -203,6 +205,7 @@ impl Controller {
             cni_problem: None,
             ended: Vec::new(),
             table_problems: Vec::new(),
+            drain: Drain::load(&config.state_dir.join(DRAINED)),
             connected: BTreeMap::new(),
             published: Published::default(),
             started: now(),
@@ -223,6 +226,7 @@ impl Controller {
         controller.tell_seen();
         controller.announce();
         controller.apply();
+        controller.drain.tell(&controller.facts, &controller.dataplane);
         controller
     }
 
@@ -378,11 +382,9 @@ impl Controller {
             }
             Ok(facts) => {
                 self.facts_problem = None;
-                self.facts = facts;
-                self.look_at_underlay().await;
-                self.announce();
-                self.unapplied = true;
-                self.flush(false);
+                if let Some(facts) = self.drain.admit(&self.facts, facts, &self.dataplane) {
+                    self.use_facts(facts).await;
+                }
             }
             Err(why) => {
                 warn!(why, "the facts about this node cannot be used; the last good ones stay in use");
@@ -390,6 +392,15 @@ impl Controller {
                     Some(format!("the facts about this node cannot be used, the last good ones stay: {why}"));
             }
         }
+    }
+
+    async fn use_facts(&mut self, facts: LocalFacts) {
+        self.facts = facts;
+        self.drain.tell(&self.facts, &self.dataplane);
+        self.look_at_underlay().await;
+        self.announce();
+        self.unapplied = true;
+        self.flush(false);
     }
 
     async fn kernel(&mut self, event: HostEvent) {
@@ -489,6 +500,9 @@ impl Controller {
 
     async fn tick(&mut self) {
         self.refusals_left = REFUSALS_PER_TICK;
+        if let Some(facts) = self.drain.retired(&self.dataplane) {
+            self.use_facts(facts).await;
+        }
         let status = self.dataplane.status();
         let mut fresh = false;
         let before = std::mem::take(&mut self.up);
@@ -571,6 +585,15 @@ impl Controller {
         match request {
             Request::Status => Answer::Status(Box::new(self.status())),
             Request::Ready => Answer::Done,
+            Request::Drain { drain } => {
+                let file = self.config.state_dir.join(DRAINED);
+                let done = self.drain.set(drain, &self.facts, &file);
+                self.drain.tell(&self.facts, &self.dataplane);
+                match done {
+                    Ok(()) => Answer::Done,
+                    Err(error) => Answer::Error { message: format!("{error:#}") },
+                }
+            }
             Request::Attach(detail) => {
                 let name = detail.pod.clone().unwrap_or_else(|| detail.attachment.container_id.clone());
                 match self.attachments.attach(detail) {
@@ -626,6 +649,7 @@ impl Controller {
             kernel: self.host.status(),
             broker: &self.broker,
             published: &self.published,
+            draining: self.drain.reason(&self.facts).as_deref(),
             attachments: self.attachments.len(),
             problems: &problems,
         })

@@ -25,6 +25,7 @@ pub mod delivery;
 pub mod departed;
 pub mod desired;
 pub mod disk;
+pub mod drain;
 pub mod facts;
 pub mod files;
 pub mod host;

@@ -425,6 +425,7 @@ mod tests {
                 cluster_set: ClusterSetId::new(RootKey::from_seed(&[1; 32]).public()),
                 id: "alpha/node-1".parse().unwrap(),
                 gateway: true,
+                draining: None,
                 endpoints: Vec::new(),
                 lanes: Vec::new(),
                 pod_cidrs: CidrSet::default(),

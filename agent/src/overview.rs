@@ -47,6 +47,8 @@ pub struct Parts<'a> {
     pub broker: &'a BrokerStatus,
     /// How publishing goes.
     pub published: &'a Published,
+    /// Why this node drains, if it does.
+    pub draining: Option<&'a str>,
     /// How many pods are attached.
     pub attachments: usize,
     /// What the other parts found to be wrong.
@@ -82,6 +84,7 @@ pub fn overview(parts: Parts<'_>) -> Status {
             cluster_set: parts.grant.cluster_set,
             id,
             gateway: parts.facts.gateway,
+            draining: parts.draining.map(str::to_owned),
             endpoints: parts.facts.endpoints.clone(),
             lanes: parts.lanes.iter().map(|lane| LocalLane { key: lane.key, port: lane.port }).collect(),
             pod_cidrs: parts.facts.pod_cidrs.clone(),
@@ -452,6 +455,7 @@ mod tests {
                 kernel: KernelStatus::default(),
                 broker: &BrokerStatus::default(),
                 published: &Published::default(),
+                draining: None,
                 attachments: 0,
                 problems: &[],
             })

@@ -18,6 +18,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::config::{AfterTakeover, Config, OnExit, Source};
+use crate::drain;
 use crate::controller::{Controller, Inbox, Kept, Outbox, Setup};
 use crate::host::{Host, HostSettings};
 use crate::install::Install;
@@ -254,6 +255,9 @@ async fn life(
     if let Some(finishing) = finishing {
         // Unless this was a very short life it has been over for long.
         let _ = finishing.await;
+    }
+    if matches!(until, Until::Stopped) {
+        drain::leave(&dataplane).await;
     }
     // Packets still flow. The CNI plugin goes first, while the agent still answers it.
     let remove = match &until {

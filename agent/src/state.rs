@@ -74,6 +74,8 @@ struct Lanes {
 
 /// How far the clock may have gone back before the lanes' keys are made anew.
 const CLOCK_SLACK_SECONDS: u64 = 2;
+/// Whether a person drained this node.
+pub const DRAINED: &str = "drained.json";
 
 impl StateDir {
     /// Opens the directory, making it if need be (mode 0700), and locks it.
@@ -317,9 +319,15 @@ impl StateDir {
     /// # Errors
     /// If something cannot be removed, or the directory holds what is not podspan's.
     pub fn remove(self) -> anyhow::Result<()> {
-        for name in
-            ["lanes.json", "version.json", "known.json", "endpoints.json", "attachments.json", "facts.json"]
-        {
+        for name in [
+            "lanes.json",
+            "version.json",
+            "known.json",
+            "endpoints.json",
+            "attachments.json",
+            "facts.json",
+            DRAINED,
+        ] {
             for file in [
                 self.file(name),
                 self.file(name).with_extension("damaged"),

@@ -51,6 +51,9 @@ pub(crate) enum Command {
     Leave(Leave),
     /// Bring another version into a Kubernetes cluster, node by node
     Upgrade(Upgrade),
+    /// Drain this node's gateway before maintenance, and end that
+    #[command(subcommand, arg_required_else_help = true)]
+    Gateway(Gateway),
     /// Show how this node reaches the other clusters
     Status(Status),
     /// Run podspan-agent, the node's daemon, with the arguments that follow
@@ -207,6 +210,28 @@ pub(crate) struct Grant {
     /// The root key, if it is not at DIR/root.key
     #[arg(long, value_name = "FILE")]
     pub(crate) root_key: Option<PathBuf>,
+}
+
+/// `podspan gateway ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Gateway {
+    /// Have the other clusters take this cluster's other gateways; holds until undrain, also across restarts
+    #[command(after_help = "\
+Packets that have no other way still come here, and are forwarded.
+In Kubernetes a cordoned node drains by itself.
+
+Example: podspan gateway drain")]
+    Drain(Socket),
+    /// Let this node be used as a gateway again
+    Undrain(Socket),
+}
+
+/// Where the agent answers.
+#[derive(Debug, Args)]
+pub(crate) struct Socket {
+    /// The agent's unix socket
+    #[arg(long, value_name = "PATH", default_value = podspan_wire::DEFAULT_SOCKET)]
+    pub(crate) socket: PathBuf,
 }
 
 /// `podspan status`

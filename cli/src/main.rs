@@ -46,6 +46,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Join(args) => return kube::join::run(args),
         Command::Leave(args) => return kube::leave::run(args),
         Command::Upgrade(args) => return kube::upgrade::run(args),
+        Command::Gateway(command) => return status::drain(command),
         Command::Status(args) => return status::run(args),
         Command::Agent { arguments } => {
             agent::run(arguments)?;

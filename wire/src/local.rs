@@ -70,6 +70,11 @@ pub enum Request {
         /// The attachments that are still valid.
         valid: Vec<Attachment>,
     },
+    /// Drain this node, or end that: peers take other gateways where there are any. [`Answer::Done`].
+    Drain {
+        /// Whether it is to be drained from now on.
+        drain: bool,
+    },
     /// Whether a pod may be added now, whatever the state of remote clusters: [`Answer::Done`].
     Ready,
 }

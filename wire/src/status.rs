@@ -52,6 +52,9 @@ pub struct LocalNode {
     pub id: NodeId,
     /// Whether other clusters may dial this node.
     pub gateway: bool,
+    /// Why peers are asked to take other gateways, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draining: Option<String>,
     /// The addresses at which they do.
     pub endpoints: Vec<IpAddr>,
     /// The lanes' public keys and ports.

@@ -29,6 +29,16 @@ pub(super) fn status(socket: &Path) -> Result<Status> {
     }
 }
 
+/// Has the agent drain its node, or end that.
+pub(super) fn drain(socket: &Path, drain: bool) -> Result<()> {
+    let line = converse(socket, &Request::Drain { drain })?;
+    match serde_json::from_slice(&line) {
+        Ok(Answer::Done) => Ok(()),
+        Ok(Answer::Error { message }) => bail!("the agent refused: {}", crate::human::safe(&message)),
+        _ => bail!("the agent at {} does not know how to drain: is it of an earlier version?", socket.display()),
+    }
+}
+
 fn converse(socket: &Path, request: &Request) -> Result<Vec<u8>> {
     let name = socket.display();
     let deadline = Instant::now() + PATIENCE;

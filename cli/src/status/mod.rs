@@ -55,6 +55,23 @@ pub(crate) fn run(args: &args::Status) -> Result<ExitCode> {
     }
 }
 
+/// `podspan gateway drain` and `undrain`.
+pub(crate) fn drain(command: &args::Gateway) -> Result<ExitCode> {
+    let (socket, drain) = match command {
+        args::Gateway::Drain(args) => (&args.socket, true),
+        args::Gateway::Undrain(args) => (&args.socket, false),
+    };
+    if let Err(error) = ask::drain(socket, drain) {
+        eprintln!("error: {error:#}");
+        return Ok(ExitCode::from(NOT_ASKED));
+    }
+    crate::print(match drain {
+        true => "this gateway drains: peers take the cluster's other gateways where there are any\n",
+        false => "this gateway is used again\n",
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn written(args: &args::Status, status: &Status, screen: bool) -> Result<String> {
     Ok(match (args.output, args.watch) {
         (Output::Json, None) => serde_json::to_string_pretty(status)? + "\n",

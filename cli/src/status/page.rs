@@ -89,7 +89,11 @@ impl Page<'_> {
 
     fn header(&mut self, status: &Status) {
         let node = &status.node;
-        let role = if node.gateway { "gateway" } else { "node" };
+        let role = match (&node.draining, node.gateway) {
+            (Some(why), _) => format!("gateway, draining ({})", safe(why)),
+            (None, true) => "gateway".to_owned(),
+            (None, false) => "node".to_owned(),
+        };
         let first = self.paint(Style::Strong, &node.id.to_string());
         let up = human::age(status.now.since(status.started).as_secs_f64());
         self.line(&format!("{first}  {role}, podspan {}, up {up}", safe(&status.version)));

@@ -148,7 +148,7 @@ fn handle(stream: &UnixStream, state: &Mutex<State>, stop: &AtomicBool, behaviou
                 Answer::Done
             }
             Request::Ready => Answer::Done,
-            Request::Status => Answer::Unknown,
+            Request::Status | Request::Drain { .. } => Answer::Unknown,
         };
         drop(state);
         let stopped = || stop.load(Ordering::Relaxed);
