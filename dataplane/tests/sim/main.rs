@@ -11,3 +11,4 @@ mod net;
 mod path;
 mod path_mtu;
 mod scale;
+mod storm;
