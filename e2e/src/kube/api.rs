@@ -149,6 +149,15 @@ impl KubeApi {
         Ok(path)
     }
 
+    /// A token for a service account that is there, which holds for as long as the Secret `bound` in its namespace is
+    /// there, or an hour.
+    pub(crate) fn bound_token(&self, namespace: &str, name: &str, bound: &str) -> Result<String> {
+        self.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": bound, "namespace": namespace}}).to_string())?;
+        let kind = ["--bound-object-kind=Secret", "--bound-object-name", bound];
+        let args: Vec<&str> = ["-n", namespace, "create", "token", name].into_iter().chain(kind).collect();
+        Ok(self.kubectl(&args)?.trim().to_owned())
+    }
+
     /// Ends the API server as a crash would; etcd keeps what was stored.
     pub(crate) fn stop(&mut self) -> Result<()> {
         self.plane.stop_api(&mut self.site)

@@ -3,12 +3,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use podspan_wire::Cidr;
+use serde_json::json;
 
 use super::clusters::{Clusters, wire_node};
 use super::plan::{NodePlan, ProxyMode};
 use super::{images, node};
 use crate::command::Cmd;
 use crate::signals;
+use crate::topology::Dual;
 use crate::world::ip_batch;
 
 impl Clusters {
@@ -47,11 +50,22 @@ impl Clusters {
         node::start(node, &self.kubernetes, &mut self.site)
     }
 
-    /// Adds a node to a cluster and waits until it is ready. Gives how long it took from its start on.
-    pub(crate) fn add_node(&mut self, cluster: &str) -> Result<(NodePlan, Duration)> {
+    /// Adds a node to a cluster and waits until it is ready. Gives how long it took from its start on. Its pod CIDRs
+    /// are those of the cluster's range, or others that somebody else has given it, as clouds with several ranges do.
+    pub(crate) fn add_node(
+        &mut self,
+        cluster: &str,
+        pod_cidrs: Option<Dual<Cidr>>,
+    ) -> Result<(NodePlan, Duration)> {
         let index = self.index(cluster)?;
         let number = u16::try_from(self.plan.clusters[index].nodes.len())? + 1;
         let new = self.plan.clusters[index].node_numbered(number);
+        if let Some(cidrs) = pod_cidrs {
+            let object = json!({"apiVersion": "v1", "kind": "Node",
+                "metadata": {"name": new.name, "labels": {"kubernetes.io/hostname": new.name, "kubernetes.io/os": "linux"}},
+                "spec": {"podCIDR": cidrs.v4, "podCIDRs": [cidrs.v4, cidrs.v6]}});
+            self.apply(cluster, &object.to_string())?;
+        }
         self.site.add_netns(&new.netns())?;
         wire_node(&self.plan.clusters[index], &new)?;
         let Some(authority) = self.authorities.get(index) else {
@@ -87,12 +101,22 @@ impl Clusters {
         Ok(())
     }
 
+    /// Brings podspan's programs to every node of a cluster as an image of another version; gives its name.
+    pub(crate) fn import_next_image(&self, cluster: &str) -> Result<&'static str> {
+        let archive = crate::state::directory("kube/images")?.join("podspan-next.tar");
+        images::write_podspan(self.programs()?, images::NEXT_IMAGE, &archive)?;
+        for node in &self.plan.cluster(cluster)?.nodes {
+            node::import(node, &self.site, std::slice::from_ref(&archive))?;
+        }
+        Ok(images::NEXT_IMAGE)
+    }
+
     /// Routes to a node's pods on the other nodes of its cluster.
     fn route_to(&self, index: usize, new: &NodePlan) -> Result<()> {
         let cluster = &self.plan.clusters[index];
         let known = self.wait_for_pod_cidrs(index)?;
         for other in cluster.nodes.iter().filter(|other| *other != new) {
-            ip_batch(&other.netns(), &cluster.host_gw(other, &known))?;
+            cluster.lead_to_others(other, &known)?;
             if cluster.proxy == ProxyMode::Nftables {
                 // kindnet's sets of what is not masqueraded.
                 let cidrs = known[&new.name];

@@ -202,8 +202,8 @@ impl Clusters {
         Ok(())
     }
 
-    /// On all nodes at a time.
-    fn import(&self, archives: &[PathBuf]) -> Result<()> {
+    /// Brings images to all nodes, to all of them at a time.
+    pub(super) fn import(&self, archives: &[PathBuf]) -> Result<()> {
         let nodes = self.nodes();
         std::thread::scope(|scope| {
             let threads: Vec<_> = nodes
@@ -230,13 +230,14 @@ impl Clusters {
         let description = cloud.nodes.iter().find(|other| other.name == node.name);
         let description = description.with_context(|| format!("{} is not in the plan", node.name))?;
         let netns = node.netns();
-        ip_batch(&netns, &cluster.host_gw(node, &known))?;
+        cluster.begin_network(node, &known)?;
+        cluster.lead_to_others(node, &known)?;
         rules::apply(&rules::masquerade(&cloud, description, cluster.variant()), &netns, &xtables_lock())?;
         let file = node::disk(node, "cni-conf").join("10-lab.conflist");
         // Written once: a plugin that was chained to it stays so when the node starts anew.
         if !file.exists() {
             let cidrs = known[&node.name].both().map(|cidr| cidr.to_string());
-            files::write(&file, &settings::conflist(&cidrs))?;
+            files::write(&file, &cluster.network.conflist(&cidrs))?;
         }
         Ok(())
     }

@@ -31,6 +31,8 @@ pub(crate) enum KubeCommand {
     Exec(Place),
     /// Write podspan's image as an archive, for `ctr -n k8s.io images import`
     Image(Image),
+    /// Bring an image's archive to every node of both clusters
+    Import(Image),
 }
 
 #[derive(Debug, Args)]
@@ -60,7 +62,7 @@ pub(crate) struct Place {
 
 #[derive(Debug, Args)]
 pub(crate) struct Image {
-    /// Where the archive goes
+    /// The archive's file
     archive: PathBuf,
 }
 
@@ -74,6 +76,7 @@ pub(crate) fn run(command: &KubeCommand) -> Result<ExitCode> {
         KubeCommand::Kubectl(place) => kubectl(place),
         KubeCommand::Exec(place) => exec(place),
         KubeCommand::Image(args) => image(args),
+        KubeCommand::Import(args) => import(args),
     }
 }
 
@@ -125,7 +128,9 @@ fn exec(place: &Place) -> Result<ExitCode> {
     let arguments: Vec<&str> = place.arguments.iter().map(String::as_str).collect();
     let cmd = if place.place == "outside" {
         let (program, rest) = arguments.split_first().context("no command was given")?;
-        let mut paths = vec![programs::find()?.directory().to_owned()];
+        // kubectl, and podspan where `cargo build --release -p podspan-cli` puts it.
+        let mut paths =
+            vec![programs::find()?.directory().to_owned(), build::target_directory()?.join("release")];
         paths.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
         crate::command::Cmd::new(program)
             .args(rest)
@@ -158,13 +163,14 @@ fn status() -> Result<ExitCode> {
     let mut well = dead.is_empty();
     for cluster in &clusters.plan.clusters {
         screen.raw(&format!(
-            "\ncluster {}: pods {}, {}; services {}, {}; kube-proxy: {}\n  kubeconfig: {}",
+            "\ncluster {}: pods {}, {}; services {}, {}; kube-proxy: {}; CNI: {}\n  kubeconfig: {}",
             cluster.name,
             cluster.pods.v4,
             cluster.pods.v6,
             cluster.services.v4,
             cluster.services.v6,
             cluster.proxy.name(),
+            cluster.network.name(),
             clusters.kubeconfig(cluster.name)?.display(),
         ));
         match clusters.not_ready(cluster.name) {
@@ -182,13 +188,21 @@ fn status() -> Result<ExitCode> {
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn import(args: &Image) -> Result<ExitCode> {
+    let screen = Screen::new(false);
+    let clusters = standing(screen)?;
+    clusters.import(std::slice::from_ref(&args.archive))?;
+    screen.line(&format!("{} is on every node", args.archive.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
 fn image(args: &Image) -> Result<ExitCode> {
     let screen = Screen::new(false);
     let podspan = build::programs(&screen)?;
     if args.archive.is_dir() {
         bail!("{} is a directory; name the archive's file", args.archive.display());
     }
-    images::write_podspan(&podspan, &args.archive)?;
+    images::write_podspan(&podspan, images::PODSPAN_IMAGE, &args.archive)?;
     screen.line(&format!("{} holds the image {}", args.archive.display(), images::PODSPAN_IMAGE));
     Ok(ExitCode::SUCCESS)
 }

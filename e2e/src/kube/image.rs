@@ -20,6 +20,7 @@ pub(crate) struct Image {
     /// By path in the image, without the leading slash.
     files: BTreeMap<String, PathBuf>,
     entrypoint: Vec<String>,
+    labels: BTreeMap<String, String>,
 }
 
 impl Image {
@@ -28,7 +29,14 @@ impl Image {
         Self {
             files: BTreeMap::new(),
             entrypoint: entrypoint.iter().map(|word| (*word).to_owned()).collect(),
+            labels: BTreeMap::new(),
         }
+    }
+
+    /// Adds a label, such as `org.opencontainers.image.version`.
+    pub(crate) fn label(mut self, key: &str, value: &str) -> Self {
+        self.labels.insert(key.to_owned(), value.to_owned());
+        self
     }
 
     /// Adds a program, and the shared libraries and the loader it needs.
@@ -58,6 +66,7 @@ impl Image {
                 "Entrypoint": self.entrypoint,
                 "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/"],
                 "WorkingDir": "/",
+                "Labels": self.labels,
             },
             "rootfs": {"type": "layers", "diff_ids": [layer_digest]},
             "history": [{"created_by": "cargo lab kube"}],

@@ -15,6 +15,9 @@ use crate::state;
 /// a registry.
 pub(crate) const PODSPAN_IMAGE: &str = concat!("docker.io/library/podspan:", env!("CARGO_PKG_VERSION"));
 
+/// The same programs under the name of a later version.
+pub(crate) const NEXT_IMAGE: &str = concat!("docker.io/library/podspan:", env!("CARGO_PKG_VERSION"), "-next");
+
 /// Where `nft` is on Debian.
 const NFT: &str = "/usr/sbin/nft";
 
@@ -38,7 +41,7 @@ pub(crate) fn write_all(kubernetes: &KubePrograms, podspan: Option<&Programs>) -
     }
     if let Some(programs) = podspan {
         let archive = directory.join("podspan.tar");
-        write_podspan(programs, &archive)?;
+        write_podspan(programs, PODSPAN_IMAGE, &archive)?;
         archives.push(archive);
     }
     Ok(archives)
@@ -52,16 +55,20 @@ pub(crate) fn written(podspan: bool) -> Vec<PathBuf> {
 }
 
 /// Writes podspan's image: all its programs, and nft, through which the agent sets packet rules.
-pub(crate) fn write_podspan(programs: &Programs, archive: &Path) -> Result<()> {
+pub(crate) fn write_podspan(programs: &Programs, name: &str, archive: &Path) -> Result<()> {
     let stripped = tempfile::tempdir().context("cannot make a directory for stripped programs")?;
     let strip = |program: &Path| strip(program, stripped.path());
+    let version = name.rsplit_once(':').map_or("", |(_, tag)| tag);
     Image::new(&["/podspan-agent"])
+        .label("org.opencontainers.image.title", "podspan")
+        .label("org.opencontainers.image.version", version)
+        .label("org.opencontainers.image.licenses", "Apache-2.0")
         .program("/podspan-agent", &strip(&programs.agent)?)?
         .program("/podspan-broker", &strip(&programs.broker)?)?
         .program("/podspan-cni", &strip(&programs.plugin)?)?
         .program("/podspan", &strip(&programs.cli)?)?
         .program(NFT, Path::new(NFT))?
-        .write(PODSPAN_IMAGE, archive)
+        .write(name, archive)
 }
 
 /// A copy without symbols and line tables, which are more than half of a program.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use podspan_wire::Cidr;
 use serde_json::Value;
 
 use super::clusters::Clusters;
@@ -12,6 +13,7 @@ use crate::command::Cmd;
 use crate::signals;
 use crate::snapshot::Snapshot;
 use crate::state;
+use crate::topology::Dual;
 
 /// The namespace of podspan in a cluster.
 pub(crate) const PODSPAN: &str = "podspan-system";
@@ -64,22 +66,11 @@ impl Clusters {
         )
         .run_ok()?;
         for cluster in &self.plan.clusters {
-            let list = |both: [podspan_wire::Cidr; 2]| both.map(|cidr| cidr.to_string()).join(",");
             // A range that a ServiceCIDR may be added from.
-            let (pods, services) = (list(cluster.pods.both()), list(cluster.services.both()));
-            let services = format!("{services},{}", cluster.more_services);
-            let args = [
-                "cluster",
-                "grant",
-                cluster.name,
-                "--dir",
-                &set,
-                "--pod-cidr",
-                &pods,
-                "--service-cidr",
-                &services,
-            ];
-            self.podspan(programs, &args).arg("--out").arg(bundle(cluster.name)).run_ok()?;
+            let services = format!("{},{}", list(cluster.services), cluster.more_services);
+            let args = ["cluster", "grant", cluster.name, "--dir", &set];
+            let cidrs = ["--pod-cidr", &list(cluster.pods), "--service-cidr", &services];
+            self.podspan(programs, &args).args(cidrs).arg("--out").arg(bundle(cluster.name)).run_ok()?;
         }
         for cluster in &self.plan.clusters {
             self.join_one(programs, cluster.name)?;
@@ -88,6 +79,17 @@ impl Clusters {
             self.wait_until_connected(cluster.name)?;
         }
         Ok(begin.elapsed())
+    }
+
+    /// Grants a cluster its second range of pod CIDRs too, and joins it with the new bundle.
+    pub(crate) fn grant_more_pods(&self, cluster: &str) -> Result<()> {
+        let (programs, plan) = (self.programs()?, self.plan.cluster(cluster)?);
+        let (set, bundle) = (self.set().display().to_string(), bundle(cluster).display().to_string());
+        let pods = format!("{},{}", list(plan.pods), list(plan.more_pods));
+        let args =
+            ["cluster", "grant", cluster, "--dir", &set, "--renew", "--bundle", &bundle, "--overwrite"];
+        self.podspan(programs, &args).args(["--pod-cidr", &pods, "--out", &bundle]).run_ok()?;
+        self.join_one(programs, cluster)
     }
 
     /// `podspan join` of one cluster; the broker runs in alpha.
@@ -190,6 +192,11 @@ impl Before {
     pub(crate) fn len(&self) -> usize {
         self.objects.len() + self.nodes.iter().map(|(_, node)| node.len()).sum::<usize>()
     }
+}
+
+/// As the options of `podspan` take CIDRs.
+fn list(both: Dual<Cidr>) -> String {
+    both.both().map(|cidr| cidr.to_string()).join(",")
 }
 
 fn bundle(cluster: &str) -> PathBuf {

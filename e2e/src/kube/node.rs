@@ -34,7 +34,7 @@ const KEPT: [(&str, &str); 8] = [
 ];
 
 /// The CNI plugins of Debian that a node gets.
-const PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "portmap"];
+const PLUGINS: [&str; 5] = ["bridge", "host-local", "loopback", "portmap", "ptp"];
 const PLUGIN_DIRECTORY: &str = "/usr/lib/cni";
 
 /// The name of a node among the daemons.

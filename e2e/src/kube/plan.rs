@@ -1,10 +1,10 @@
 //! Which clusters there are, as data: two of two nodes, dual-stack, in clouds of their own behind a router that
 //! knows neither pod nor service addresses.
 //!
-//! | cluster | underlay | pods | services | kube-proxy | CNI's masquerade |
-//! | --- | --- | --- | --- | --- | --- |
-//! | alpha | 192.0.2.0/24, 2001:db8:a::/64 | 10.1.0.0/16, fd00:10:1::/48 | 10.101.0.0/16, fd00:10:101::/112 | iptables | as flannel's |
-//! | beta | 198.51.100.0/24, 2001:db8:b::/64 | 10.2.0.0/16, fd00:10:2::/48 | 10.102.0.0/16, fd00:10:102::/112 | nftables | as kindnet's |
+//! | cluster | underlay | pods | services | kube-proxy | CNI | its masquerade |
+//! | --- | --- | --- | --- | --- | --- | --- |
+//! | alpha | 192.0.2.0/24, 2001:db8:a::/64 | 10.1.0.0/16, fd00:10:1::/48 | 10.101.0.0/16, fd00:10:101::/112 | iptables | bridge, host-gw | as flannel's |
+//! | beta | 198.51.100.0/24, 2001:db8:b::/64 | 10.2.0.0/16, fd00:10:2::/48 | 10.102.0.0/16, fd00:10:102::/112 | nftables | ptp, VXLAN | as kindnet's |
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use podspan_wire::Cidr;
 
+use super::pod_network::PodNetwork;
 use crate::netns::Netns;
 use crate::rules::{Backend, Variant};
 use crate::topology::{Cloud, Dual, Host, Node, nth};
@@ -34,6 +35,10 @@ pub(crate) struct ClusterPlan {
     pub(crate) services: Dual<Cidr>,
     /// A range of ClusterIPs that the cluster may be given later.
     pub(crate) more_services: Cidr,
+    /// A range of pod CIDRs that the cluster may be given later.
+    pub(crate) more_pods: Dual<Cidr>,
+    /// What stands for the cluster's own network.
+    pub(crate) network: PodNetwork,
     /// How kube-proxy works, and the CNI's masquerade with it.
     pub(crate) proxy: ProxyMode,
     /// The control plane's address.
@@ -74,8 +79,16 @@ impl Plan {
     pub(crate) fn standard() -> Result<Self> {
         Ok(Self {
             clusters: vec![
-                cluster("alpha", 1, ("192.0.2.0/24", "2001:db8:a::/64"), ProxyMode::Iptables)?,
-                cluster("beta", 2, ("198.51.100.0/24", "2001:db8:b::/64"), ProxyMode::Nftables)?,
+                ClusterPlan {
+                    proxy: ProxyMode::Iptables,
+                    network: PodNetwork::BridgeHostGw,
+                    ..cluster("alpha", 1, ("192.0.2.0/24", "2001:db8:a::/64"))?
+                },
+                ClusterPlan {
+                    proxy: ProxyMode::Nftables,
+                    network: PodNetwork::PtpVxlan,
+                    ..cluster("beta", 2, ("198.51.100.0/24", "2001:db8:b::/64"))?
+                },
             ],
             outside: host("outside", ("203.0.113.0/24", "2001:db8:c::/64"))?,
         })
@@ -172,18 +185,6 @@ impl ClusterPlan {
         [(self.network(), switch), (netns.clone(), host_end(address, self.subnet))]
     }
 
-    /// Routes to the other nodes' pods, as flannel's host-gw backend makes them, for `node`.
-    pub(crate) fn host_gw(&self, node: &NodePlan, pod_cidrs: &PodCidrs) -> Vec<String> {
-        let others = self.nodes.iter().filter(|other| other.name != node.name);
-        let known = others.filter_map(|other| Some((other, pod_cidrs.get(&other.name)?)));
-        known
-            .flat_map(|(other, cidrs)| {
-                let pairs = cidrs.both().into_iter().zip(other.address.both());
-                pairs.map(|(cidr, via)| format!("route replace {cidr} via {via}"))
-            })
-            .collect()
-    }
-
     /// The cluster as the rules of the CNI's masquerade want it.
     pub(crate) fn cloud(&self, pod_cidrs: &PodCidrs) -> Cloud {
         let node = |node: &NodePlan| Node {
@@ -253,7 +254,7 @@ fn host(name: &'static str, subnet: (&str, &str)) -> Result<Host> {
     Ok(Host { name, subnet, address: Dual { v4: nth(subnet.v4, 2), v6: nth(subnet.v6, 2) } })
 }
 
-fn cluster(name: &'static str, number: u8, subnet: (&str, &str), proxy: ProxyMode) -> Result<ClusterPlan> {
+fn cluster(name: &'static str, number: u8, subnet: (&str, &str)) -> Result<ClusterPlan> {
     let subnet = dual(subnet)?;
     let mut plan = ClusterPlan {
         name,
@@ -261,7 +262,9 @@ fn cluster(name: &'static str, number: u8, subnet: (&str, &str), proxy: ProxyMod
         pods: dual((&format!("10.{number}.0.0/16"), &format!("fd00:10:{number}::/48")))?,
         services: dual((&format!("10.10{number}.0.0/16"), &format!("fd00:10:10{number}::/112")))?,
         more_services: format!("10.11{number}.0.0/24").parse()?,
-        proxy,
+        more_pods: dual((&format!("10.12{number}.0.0/16"), &format!("fd00:10:12{number}::/48")))?,
+        network: PodNetwork::BridgeHostGw,
+        proxy: ProxyMode::Iptables,
         plane: Dual { v4: nth(subnet.v4, 5), v6: nth(subnet.v6, 5) },
         nodes: Vec::new(),
     };
@@ -274,15 +277,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nodes_of_a_cluster_reach_each_others_pods_and_nobody_elses() {
+    fn the_underlay_knows_no_pods() {
         let plan = Plan::standard().unwrap();
-        let alpha = plan.cluster("alpha").unwrap();
-        let cidrs = |n: u8| dual((&format!("10.1.{n}.0/24"), &format!("fd00:10:1:{n}::/64"))).unwrap();
-        let known = PodCidrs::from([("alpha-1".into(), cidrs(0)), ("alpha-2".into(), cidrs(1))]);
-        assert_eq!(
-            alpha.host_gw(&alpha.nodes[0], &known),
-            ["route replace 10.1.1.0/24 via 192.0.2.12", "route replace fd00:10:1:1::/64 via 2001:db8:a::12"]
-        );
         let all: Vec<String> = plan.wiring().into_iter().flat_map(|(_, lines)| lines).collect();
         assert!(!all.iter().any(|line| line.contains("10.1.") || line.contains("fd00")), "{all:?}");
     }

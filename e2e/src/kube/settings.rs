@@ -106,28 +106,6 @@ pub(crate) fn kube_proxy(cluster: &ClusterPlan, node: &NodePlan) -> String {
     .to_string()
 }
 
-/// The CNI conflist of a node: bridge and host-local, as flannel delegates to them.
-pub(crate) fn conflist(cidrs: &[String]) -> String {
-    let ranges: Vec<_> = cidrs.iter().map(|cidr| json!([{"subnet": cidr}])).collect();
-    let list = json!({
-        "cniVersion": "0.3.1",
-        "name": "lab",
-        "plugins": [
-            {
-                "type": "bridge",
-                "bridge": "cni0",
-                "isGateway": true,
-                "isDefaultGateway": true,
-                "hairpinMode": true,
-                "ipMasq": false,
-                "ipam": {"type": "host-local", "ranges": ranges},
-            },
-            {"type": "portmap", "capabilities": {"portMappings": true}},
-        ],
-    });
-    format!("{list:#}\n")
-}
-
 /// kube-controller-manager's flags.
 pub(crate) fn controller_manager(cluster: &ClusterPlan, pki: impl Fn(&str) -> String) -> Vec<String> {
     let kubeconfig = pki("controller-manager.kubeconfig");
@@ -255,18 +233,4 @@ spec:
         v4 = dns.v4,
         v6 = dns.v6,
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_conflist_has_a_range_for_each_family() {
-        let list: serde_json::Value =
-            serde_json::from_str(&conflist(&["10.1.0.0/24".into(), "fd00::/64".into()])).unwrap();
-        let ranges = &list["plugins"][0]["ipam"]["ranges"];
-        assert_eq!(ranges[0][0]["subnet"], "10.1.0.0/24");
-        assert_eq!(ranges[1][0]["subnet"], "fd00::/64");
-    }
 }

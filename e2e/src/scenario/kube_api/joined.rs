@@ -19,6 +19,8 @@ use crate::process::ProcessId;
 use crate::signals;
 
 const BROKER_PORT: u16 = 7443;
+/// The hosts of the brokers.
+const BROKERS: [&str; 2] = ["broker", "broker-2"];
 /// Where the agents tell how they are, each in its own namespace.
 const HEALTH: &str = "127.0.0.1:9840";
 /// How long an agent may take to end.
@@ -75,15 +77,27 @@ pub(super) fn until(
 impl Joined {
     /// Makes the cluster set and starts its broker.
     pub(super) fn start(api: &mut KubeApi, name: &'static str) -> Result<Self> {
+        let mut joined = Self::with_brokers(api, name, 1)?;
+        joined.start_broker(api, 0)?;
+        Ok(joined)
+    }
+
+    /// Makes a cluster set of several brokers, none of which runs yet.
+    pub(super) fn with_brokers(api: &mut KubeApi, name: &'static str, brokers: usize) -> Result<Self> {
         apply_manifests(api)?;
         let directory = api.directory(name)?;
-        let broker = api.host("broker")?;
+        let brokers =
+            BROKERS.into_iter().take(brokers).map(|name| api.host(name)).collect::<Result<Vec<_>>>()?;
         let set = directory.join("set");
         let cli = api.podspan()?.cli.clone();
         let cli = |args: &[&str]| Cmd::new(&cli).args(args);
         cli(&["clusterset", "create", "--name", "lab", "--dir"])
             .arg(&set)
-            .args(["--broker", &format!("{}:{BROKER_PORT}", broker.address.v4)])
+            .args(
+                brokers
+                    .iter()
+                    .flat_map(|host| ["--broker".into(), format!("{}:{BROKER_PORT}", host.address.v4)]),
+            )
             .run_ok()?;
         for (cluster, pods, services) in [
             ("alpha", "10.61.0.0/16,fd00:10:61::/48", "10.96.0.0/15,fd00:10:96::/112"),
@@ -95,21 +109,39 @@ impl Joined {
                 .arg(directory.join(format!("{cluster}.bundle")))
                 .run_ok()?;
         }
-        let mut joined = Self { name, directory, running: Vec::new(), processes: Default::default() };
+        Ok(Self { name, directory, running: Vec::new(), processes: Default::default() })
+    }
+
+    /// Starts one of the brokers, each with a store of its own, and waits until it answers.
+    pub(super) fn start_broker(&mut self, api: &mut KubeApi, number: usize) -> Result<()> {
+        let name = BROKERS.get(number).context("there are not so many brokers")?;
+        let host = api.host(name)?;
+        let settings = self.directory.join(name);
+        if !settings.exists() {
+            std::fs::create_dir(&settings).context("cannot make the broker's directory")?;
+            for entry in std::fs::read_dir(self.directory.join("set/broker"))? {
+                let file = entry?;
+                std::fs::copy(file.path(), settings.join(file.file_name())).context("the broker's files")?;
+            }
+        }
         let cmd = Cmd::new(&api.podspan()?.broker)
             .arg("--config")
-            .arg(set.join("broker/broker.toml"))
-            .within(&broker.netns);
-        joined.run(api, "broker", &cmd)?;
-        let address = (broker.address.v4, BROKER_PORT);
+            .arg(settings.join("broker.toml"))
+            .within(&host.netns);
+        self.run(api, name, &cmd)?;
+        let address = (host.address.v4, BROKER_PORT);
         until("the broker", Duration::from_secs(10), || {
-            Ok(broker
-                .netns
-                .enter(|| Ok(TcpStream::connect(address)?))
-                .map(drop)
-                .map_err(|e| format!("{e:#}")))
+            Ok(host.netns.enter(|| Ok(TcpStream::connect(address)?)).map(drop).map_err(|e| format!("{e:#}")))
         })?;
-        Ok(joined)
+        Ok(())
+    }
+
+    /// Ends one of the brokers.
+    pub(super) fn end_broker(&mut self, api: &mut KubeApi, number: usize) -> Result<()> {
+        let name = BROKERS.get(number).context("there are not so many brokers")?;
+        let daemon = format!("{} {name}", self.name);
+        self.running.retain(|running| *running != daemon);
+        api.end_daemon(&daemon, GRACE)
     }
 
     fn run(&mut self, api: &mut KubeApi, name: &str, cmd: &Cmd) -> Result<ProcessId> {

@@ -3,6 +3,7 @@
 mod facts;
 mod install;
 mod joined;
+mod outages;
 mod rights;
 mod schema;
 mod server;
@@ -22,7 +23,7 @@ type Run = fn(&mut KubeApi) -> Result<()>;
 pub(super) fn all() -> Vec<Scenario<KubeApi>> {
     let bare = ApiSetting { podspan: false };
     let podspan = ApiSetting { podspan: true };
-    let all: [(ApiSetting, &'static str, &'static str, Run); 11] = [
+    let all: [(ApiSetting, &'static str, &'static str, Run); 14] = [
         (
             bare,
             "server",
@@ -74,6 +75,19 @@ pub(super) fn all() -> Vec<Scenario<KubeApi>> {
             install::leave,
         ),
         (podspan, "away", "with the API server away everything goes on, and agents can start", status::away),
+        (podspan, "token", "a token that ended while the API server was away is read anew", outages::token),
+        (
+            podspan,
+            "departed",
+            "a node that was deleted with its machine is withdrawn by another of its cluster",
+            outages::departed,
+        ),
+        (
+            podspan,
+            "brokers",
+            "of two brokers one is enough, whichever: one down from the start, then the other",
+            outages::brokers,
+        ),
     ];
     all.into_iter().map(|(setting, name, about, run)| scenario(setting, name, about, run)).collect()
 }

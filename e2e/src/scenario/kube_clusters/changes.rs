@@ -1,21 +1,27 @@
 //! What happens to joined clusters, with traffic going on: it converges without a hand, and how long it took is told.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use podspan_wire::Cidr;
 
 use super::ways;
 use crate::kube::{Clusters, NAMESPACE, PODSPAN, ProbePod, Probes, restarts, until};
 use crate::probe::{self, Job, Pending, Task};
 use crate::scenario::Findings;
 use crate::signals;
-use crate::topology::POD_PORT;
+use crate::topology::{Dual, POD_PORT, nth};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Streams from a pod to a pod, TCP and UDP by both families, for a time.
-fn streams(clusters: &Clusters, from: &ProbePod, to: &ProbePod, time: Duration) -> Result<Pending> {
+pub(super) fn streams(
+    clusters: &Clusters,
+    from: &ProbePod,
+    to: &ProbePod,
+    time: Duration,
+) -> Result<Pending> {
     let millis = u64::try_from(time.as_millis())?;
     let mut jobs = Vec::new();
     for address in &to.addresses {
@@ -29,7 +35,12 @@ fn streams(clusters: &Clusters, from: &ProbePod, to: &ProbePod, time: Duration) 
 }
 
 /// What came of streams: connections live, and nothing is held up for longer than `longest`.
-fn check(clusters: &Clusters, pending: Pending, longest: Duration, findings: &mut Findings) -> Result<()> {
+pub(super) fn check(
+    clusters: &Clusters,
+    pending: Pending,
+    longest: Duration,
+    findings: &mut Findings,
+) -> Result<()> {
     for outcome in pending.finish()? {
         findings.expect(&outcome.id, None, outcome.error);
         let stream = outcome.stream.unwrap_or_default();
@@ -44,7 +55,7 @@ fn check(clusters: &Clusters, pending: Pending, longest: Duration, findings: &mu
     Ok(())
 }
 
-fn on<'a>(probes: &'a Probes, node: &str) -> Result<&'a ProbePod> {
+pub(super) fn on<'a>(probes: &'a Probes, node: &str) -> Result<&'a ProbePod> {
     probes.pods.iter().find(|pod| pod.node == node).with_context(|| format!("no probe on {node}"))
 }
 
@@ -119,14 +130,15 @@ pub(super) fn agent_rolled(clusters: &mut Clusters) -> Result<()> {
     findings.conclude(16)
 }
 
-/// alpha's API server is away for a while; then a change is taken in.
+/// alpha's API server is away for half a minute, or with `--soak` for ten; then a change is taken in.
 pub(super) fn api_away(clusters: &mut Clusters) -> Result<()> {
-    const AWAY: Duration = Duration::from_secs(60);
+    let away =
+        Duration::from_secs(if super::SOAK.load(std::sync::atomic::Ordering::Relaxed) { 600 } else { 30 });
     let probes = clusters.probes()?;
     let mut findings = Findings::default();
-    let running = streams(clusters, on(&probes, "alpha-1")?, on(&probes, "beta-2")?, AWAY)?;
+    let running = streams(clusters, on(&probes, "alpha-1")?, on(&probes, "beta-2")?, away)?;
     clusters.stop_api("alpha")?;
-    signals::sleep(AWAY)?;
+    signals::sleep(away)?;
     check(clusters, running, Duration::from_secs(1), &mut findings)?;
     clusters.start_api("alpha")?;
     clusters.kubectl("alpha", &["label", "node", "alpha-2", "podspan.io/gateway-"])?;
@@ -180,30 +192,128 @@ pub(super) fn node_rebooted(clusters: &mut Clusters) -> Result<()> {
     findings.conclude(8)
 }
 
-/// beta gets a third node, and loses it again.
+/// beta gets a third node, which is a gateway too, and loses it again without a word.
 pub(super) fn node_added(clusters: &mut Clusters) -> Result<()> {
     let mut findings = Findings::default();
-    let (node, time) = clusters.add_node("beta")?;
+    let (node, time) = clusters.add_node("beta", None)?;
     tell(clusters, "start of a new node until it is Ready", time);
+    let probes = reach_new(clusters, &node.name, &mut findings)?;
+    clusters.kubectl("beta", &["label", "node", &node.name, "podspan.io/gateway=true"])?;
+    let time = until("alpha has three gateways of beta", LIMIT, || {
+        Ok(gateways(clusters, "alpha", "beta")? == "3/3")
+    })?;
+    tell(clusters, "gateway label on the new node until alpha's PeerCluster tells", time);
+
+    let running =
+        streams(clusters, on(&probes, "alpha-1")?, on(&probes, "beta-1")?, Duration::from_secs(30))?;
     let begin = Instant::now();
-    let probes = clusters.probes()?;
-    let new = on(&probes, &node.name)?;
-    until_reached(clusters, on(&probes, "alpha-1")?, &at_pod(new))?;
-    until_reached(clusters, new, &at_pod(on(&probes, "alpha-2")?))?;
-    tell(clusters, "Ready until its pods and alpha's reach each other", begin.elapsed());
-    for pod in probes.pods.iter().filter(|pod| pod.cluster == "alpha" || *pod == new) {
-        for other in super::joined::other_clusters(clusters, &pod.cluster) {
-            let jobs = ways::to_pods(&probes, &other, None, probe::TIMEOUT);
-            ways::from_pod(clusters, pod, &jobs, true, &mut findings)?;
-        }
-    }
     clusters.remove_node(&node)?;
     let nodes = |clusters: &Clusters| -> Result<Option<u64>> {
         Ok(clusters.get_json("beta", &["clusterset", "podspan"])?["status"]["nodes"].as_u64())
     };
-    let time = until("beta's ClusterSet tells of two nodes", LIMIT, || Ok(nodes(clusters)? == Some(2)))?;
-    tell(clusters, "node deleted until the ClusterSet tells", time);
-    findings.conclude(2 * 24 + 16)
+    until("beta's ClusterSet tells of two nodes", LIMIT, || Ok(nodes(clusters)? == Some(2)))?;
+    tell(clusters, "power cut and Node deleted until the ClusterSet tells of two nodes", begin.elapsed());
+    // Its record is withdrawn by another agent of beta: nobody waits for it any more.
+    until("alpha has two gateways of beta", LIMIT, || Ok(gateways(clusters, "alpha", "beta")? == "2/2"))?;
+    tell(clusters, "power cut and Node deleted until alpha counts on it no more", begin.elapsed());
+    check(clusters, running, Duration::from_secs(10), &mut findings)?;
+    findings.conclude(2 * 24 + 16 + 8)
+}
+
+/// Waits until the pods of a new node of beta and alpha's reach each other, then tries all ways.
+fn reach_new(clusters: &Clusters, node: &str, findings: &mut Findings) -> Result<Probes> {
+    let begin = Instant::now();
+    let probes = clusters.probes()?;
+    let new = on(&probes, node)?;
+    until_reached(clusters, on(&probes, "alpha-1")?, &at_pod(new))?;
+    until_reached(clusters, new, &at_pod(on(&probes, "alpha-2")?))?;
+    tell(clusters, "Ready until its pods and alpha's reach each other", begin.elapsed());
+    for pod in probes.pods.iter().filter(|pod| pod.cluster == "alpha" || pod.node == node) {
+        for other in super::joined::other_clusters(clusters, &pod.cluster) {
+            let jobs = ways::to_pods(&probes, &other, None, probe::TIMEOUT);
+            ways::from_pod(clusters, pod, &jobs, true, findings)?;
+        }
+    }
+    Ok(probes)
+}
+
+/// beta gets a second range of pod addresses: a grant for it, which the agents take in one by one, and a node in it.
+/// A Node's own CIDRs never change; a cluster grows by nodes of another range.
+pub(super) fn pod_range_added(clusters: &mut Clusters) -> Result<()> {
+    let probes = clusters.probes()?;
+    let mut findings = Findings::default();
+    let running =
+        streams(clusters, on(&probes, "alpha-1")?, on(&probes, "beta-2")?, Duration::from_secs(40))?;
+    let begin = Instant::now();
+    clusters.grant_more_pods("beta")?;
+    tell(clusters, "grant renewed and joined with it, the agents restarted one by one", begin.elapsed());
+    let range = clusters.plan.cluster("beta")?.more_pods;
+    let told = || -> Result<bool> {
+        let peer = clusters.get_json("alpha", &["peercluster", "beta"])?;
+        let cidrs = peer["status"]["podCIDRs"].as_array().cloned().unwrap_or_default();
+        Ok(range.both().iter().all(|cidr| cidrs.iter().any(|told| *told == cidr.to_string())))
+    };
+    until("alpha's PeerCluster tells of the second range", LIMIT, told)?;
+    tell(clusters, "grant renewed until alpha's PeerCluster tells", begin.elapsed());
+    check(clusters, running, Duration::from_secs(5), &mut findings)?;
+
+    let cidr = |address: IpAddr, length: u8| -> Result<Cidr> { Ok(format!("{address}/{length}").parse()?) };
+    let cidrs = Dual { v4: cidr(nth(range.v4, 7 * 256), 24)?, v6: cidr(nth(range.v6, 0), 64)? };
+    let (node, time) = clusters.add_node("beta", Some(cidrs))?;
+    tell(clusters, "start of a node in the second range until it is Ready", time);
+    let probes = reach_new(clusters, &node.name, &mut findings)?;
+    let new = on(&probes, &node.name)?;
+    findings.require(
+        new.addresses.iter().all(|address| range.both().iter().any(|cidr| cidr.contains(*address))),
+        || format!("the new node's pod is not in the second range: {:?}", new.addresses),
+    );
+    clusters.remove_node(&node)?;
+    findings.conclude(8 + 2 * 24 + 16 + 1)
+}
+
+/// `podspan upgrade` of beta to an image of another name, with traffic going on.
+pub(super) fn upgraded(clusters: &mut Clusters) -> Result<()> {
+    let probes = clusters.probes()?;
+    let mut findings = Findings::default();
+    let image = clusters.import_next_image("beta")?;
+    let time = Duration::from_secs(40);
+    let there = streams(clusters, on(&probes, "alpha-1")?, on(&probes, "beta-1")?, time)?;
+    let back = streams(clusters, on(&probes, "beta-2")?, on(&probes, "alpha-2")?, time)?;
+    signals::sleep(Duration::from_secs(1))?;
+    let begin = Instant::now();
+    let finished = clusters
+        .podspan(clusters.programs()?, &["upgrade", "--context", "beta", "--image", image])
+        .run_ok()?;
+    tell(clusters, "podspan upgrade of two nodes", begin.elapsed());
+    clusters.site.screen.raw(&finished.stdout_text());
+    let pods = clusters.get_json("beta", &["pods", "-n", PODSPAN])?;
+    let images: Vec<&str> = pods["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|pod| pod["status"]["containerStatuses"][0]["image"].as_str())
+        .collect();
+    findings.expect("the images that run", vec![image; 2], images);
+    for pending in [there, back] {
+        check(clusters, pending, Duration::from_secs(5), &mut findings)?;
+    }
+    // An image that there is not: the upgrade stops at the first node, and nothing else changes.
+    let broken = ["upgrade", "--context", "beta", "--image", "podspan:never", "--timeout", "15"];
+    let refused = clusters.podspan(clusters.programs()?, &broken).run()?;
+    findings.require(!refused.status.success(), || "an upgrade to no image went well".into());
+    let told = refused.stderr_text();
+    findings.require(
+        told.contains("Back to the former version") && told.contains("ErrImagePull")
+            || told.contains("ImagePullBackOff"),
+        || told.clone(),
+    );
+    let pods =
+        clusters.get_json("beta", &["pods", "-n", PODSPAN, "-l", "app.kubernetes.io/component=agent"])?;
+    let ready =
+        pods["items"].as_array().into_iter().flatten().filter(|pod| crate::kube::is_true(pod, "Ready"));
+    findings.expect("agents that run on", 1, ready.count());
+    clusters.podspan(clusters.programs()?, &["upgrade", "--context", "beta", "--image", image]).run_ok()?;
+    findings.conclude(1 + 16 + 3)
 }
 
 /// beta gets a second range of ClusterIPs, and a Service in it.

@@ -4,8 +4,10 @@ mod bare;
 mod changes;
 mod joined;
 mod leave;
+mod malformed;
 mod ways;
 
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -13,6 +15,9 @@ use anyhow::Result;
 use super::Scenario;
 use super::place::ClustersSetting;
 use crate::kube::Clusters;
+
+/// Whether `--soak` was given: what takes long for its own sake takes long.
+pub(super) static SOAK: AtomicBool = AtomicBool::new(false);
 
 /// All of them: first those of clusters that know nothing of each other.
 pub(super) fn all() -> Vec<Scenario<Clusters>> {
@@ -52,7 +57,7 @@ pub(super) fn all() -> Vec<Scenario<Clusters>> {
         ),
         joined(
             "api-away",
-            "an API server away for a minute, with traffic going on; then a change",
+            "an API server away for half a minute (ten with --soak), with traffic going on; then a change",
             changes::api_away,
         ),
         joined("kubelet-restarted", "kubelet killed, with traffic going on", changes::kubelet_restarted),
@@ -61,7 +66,18 @@ pub(super) fn all() -> Vec<Scenario<Clusters>> {
             "a ServiceCIDR added: its Services are reached from the other cluster",
             changes::service_range_added,
         ),
-        joined("node-added", "a node added and taken away", changes::node_added),
+        joined(
+            "malformed",
+            "objects that make no sense: each is named, and what worked goes on",
+            malformed::malformed,
+        ),
+        joined("node-added", "a node added, made a gateway, and lost without a word", changes::node_added),
+        joined(
+            "pod-range-added",
+            "a second range of pod addresses: granted, joined, and a node in it",
+            changes::pod_range_added,
+        ),
+        joined("upgraded", "podspan upgrade to another image, and to none", changes::upgraded),
         joined("node-rebooted", "a node's power cut, its namespace made anew", changes::node_rebooted),
         scenario(
             ClustersSetting::Leaving,
@@ -78,5 +94,5 @@ fn scenario(
     about: &'static str,
     run: fn(&mut Clusters) -> Result<()>,
 ) -> Scenario<Clusters> {
-    Scenario { setting, name, about, timeout: Duration::from_secs(300), run }
+    Scenario { setting, name, about, timeout: Duration::from_secs(900), run }
 }
