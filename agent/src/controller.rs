@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
 use podspan_broker::client::Event;
-use podspan_dataplane::Dataplane;
+use podspan_dataplane::{Dataplane, PeerStatus};
 use podspan_wire::local::{Answer, AttachmentDetail, PodRoutes, Request};
 use podspan_wire::status::BrokerStatus;
 use podspan_wire::{Bundle, Lane, NodeId, Record, Trust, UnixTime, VerifiedGrant};
@@ -28,7 +28,10 @@ use crate::drain::Drain;
 use crate::facts::LocalFacts;
 use crate::host::{self, Host, HostEvent};
 use crate::membership::{Changes, Membership};
+use crate::liveness_log::LivenessLog;
 use crate::overview::{self, Parts};
+use crate::probe::plan::Planner;
+use crate::probe::{self, Prober};
 use crate::publish::{Announcement, Published, Seen};
 use crate::source::Found;
 use crate::state::{DRAINED, Endpoints, Known, StateDir};
@@ -168,6 +171,9 @@ pub struct Controller {
     ended: Vec<&'static str>,
     table_problems: Vec<String>,
     drain: Drain,
+    liveness: LivenessLog,
+    planner: Planner,
+    prober: Prober,
 }
 
 fn now() -> UnixTime {
@@ -205,6 +211,9 @@ impl Controller {
             cni_problem: None,
             ended: Vec::new(),
             table_problems: Vec::new(),
+            liveness: LivenessLog::default(),
+            planner: Planner::default(),
+            prober: Prober::start(&dataplane),
             drain: Drain::load(&config.state_dir.join(DRAINED)),
             connected: BTreeMap::new(),
             published: Published::default(),
@@ -504,6 +513,7 @@ impl Controller {
             self.use_facts(facts).await;
         }
         let status = self.dataplane.status();
+        self.look_at_gateways(&status.peers);
         let mut fresh = false;
         let before = std::mem::take(&mut self.up);
         for peer in status.peers {
@@ -533,6 +543,17 @@ impl Controller {
             self.attachments.keep_again();
         }
         self.flush(true);
+    }
+
+    /// Has the gateways probed through that carry packets, and tells what has become of them.
+    fn look_at_gateways(&mut self, peers: &[PeerStatus]) {
+        self.liveness.look(peers);
+        let id = NodeId { cluster: self.grant.cluster.clone(), node: self.facts.node.clone() };
+        let nodes = self.membership.nodes();
+        let members = probe::members(nodes.values().map(|node| &node.verified.record().pod_cidrs));
+        let own = self.facts.host_addresses();
+        let plan = self.planner.plan(&id, &own, members, nodes, peers, self.prober.answers());
+        self.prober.follow(plan);
     }
 
     async fn housekeep(&mut self) {

@@ -29,7 +29,7 @@ pub struct PeerStatus {
 }
 
 /// One tunnel: a lane of this node and a lane of the peer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct LaneStatus {
     /// Index of the lane here.
     pub local: usize,

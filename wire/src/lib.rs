@@ -43,5 +43,9 @@ pub const INTERFACE: &str = "podspan0";
 /// base port plus `i`.
 pub const DEFAULT_PORT: u16 = 51840;
 
+/// The UDP port at which agents answer probes that come through a gateway of their cluster, on the node's own
+/// addresses within its pod CIDRs.
+pub const PROBE_PORT: u16 = 51839;
+
 /// Where the agent's unix socket is unless its configuration names another path.
 pub const DEFAULT_SOCKET: &str = "/run/podspan/agent.sock";

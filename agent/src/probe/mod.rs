@@ -1,0 +1,229 @@
+//! Probes **through** gateways: one that answers but does not forward would otherwise swallow packets for ever.
+//!
+//! While packets go to a cluster, an ordinary UDP packet from this node's own address goes through the tunnel of
+//! each of its gateways to another node of that cluster, whose agent answers; the answer takes whatever way. What
+//! follows from them, [`verdict`] says, and the data plane then uses other gateways.
+//!
+//! ```text
+//! controller ──Plan, each second──► prober ──send_through──► data plane ═ gateway ═► node's responder
+//!                                     ▲                                                   │
+//!                                     └──────────── answer, by whatever way ◄─────────────┘
+//! ```
+
+pub mod packet;
+pub mod plan;
+pub mod verdict;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use podspan_dataplane::Dataplane;
+use podspan_wire::{CidrSet, PROBE_PORT};
+use tokio::net::UdpSocket;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::{debug, info, warn};
+
+pub use plan::Plan;
+
+use packet::{LENGTH, Message};
+use verdict::Verdicts;
+
+/// Between two rounds of questions.
+const ROUND: Duration = Duration::from_millis(100);
+/// Gateways that carry nothing are asked once in so many rounds.
+const STANDBY: u32 = 10;
+/// Answers given each second, at most.
+const ANSWERS: u32 = 1000;
+
+/// Asks as it is told, and answers. Ends with its last handle.
+#[derive(Debug)]
+pub struct Prober {
+    plans: watch::Sender<Plan>,
+    answers: Arc<AtomicU64>,
+}
+
+impl Prober {
+    /// Starts it, without anything to do.
+    #[must_use]
+    pub fn start(dataplane: &Arc<Dataplane>) -> Self {
+        let (plans, receiver) = watch::channel(Plan::default());
+        let answers = Arc::new(AtomicU64::new(0));
+        let task = Task {
+            dataplane: Arc::downgrade(dataplane),
+            plans: receiver,
+            sockets: BTreeMap::new(),
+            answers: Arc::clone(&answers),
+        };
+        tokio::spawn(task.run());
+        Self { plans, answers }
+    }
+
+    /// Puts a plan in force. Even an unchanged one has it try again what did not work before.
+    pub fn follow(&self, plan: Plan) {
+        self.plans.send_replace(plan);
+    }
+
+    /// How many questions were answered so far.
+    #[must_use]
+    pub fn answers(&self) -> u64 {
+        self.answers.load(Relaxed)
+    }
+}
+
+struct Task {
+    /// Not to hold it up when it is to end.
+    dataplane: Weak<Dataplane>,
+    plans: watch::Receiver<Plan>,
+    answers: Arc<AtomicU64>,
+    /// One for each of the node's own addresses: nobody else's packets are seen.
+    sockets: BTreeMap<IpAddr, UdpSocket>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let mut rounds = interval(ROUND);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut verdicts = Verdicts::default();
+        let mut round = 0_u32;
+        let mut answers_left = ANSWERS;
+        let mut buffer = [0; LENGTH + 1];
+        loop {
+            tokio::select! {
+                changed = self.plans.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let own = self.plans.borrow_and_update().own.clone();
+                    self.listen(&own);
+                }
+                _ = rounds.tick() => {
+                    answers_left = (answers_left + ANSWERS / 10).min(ANSWERS);
+                    self.ask(round, &mut verdicts);
+                    round = round.wrapping_add(1);
+                    self.conclude(&mut verdicts);
+                }
+                (own, received) = receive(&self.sockets, &mut buffer) => match received {
+                    Ok((length, from)) => match Message::read(&buffer[..length]) {
+                        Some(Message::Question(nonce)) if answers_left > 0 && self.may_ask(from) => {
+                            answers_left -= 1;
+                            self.answer(own, from, nonce);
+                        }
+                        Some(Message::Answer(nonce)) => drop(verdicts.answer(nonce)),
+                        _ => {}
+                    },
+                    Err(error) => {
+                        // The address may be gone; the next plan opens it again.
+                        debug!(%error, %own, "the socket of probes through gateways");
+                        self.sockets.remove(&own);
+                    }
+                },
+            }
+        }
+    }
+
+    /// Listens at the node's own addresses, as far as they are there yet.
+    fn listen(&mut self, own: &[IpAddr]) {
+        self.sockets.retain(|address, _| own.contains(address));
+        for &address in own {
+            if self.sockets.contains_key(&address) {
+                continue;
+            }
+            match bind(address) {
+                Ok(socket) => drop(self.sockets.insert(address, socket)),
+                // The host sets the address soon after the first plan.
+                Err(error) => debug!(%error, %address, "not listening for probes through gateways yet"),
+            }
+        }
+    }
+
+    fn may_ask(&self, from: SocketAddr) -> bool {
+        from.port() == PROBE_PORT && self.plans.borrow().members.contains(from.ip().to_canonical())
+    }
+
+    fn answer(&self, own: IpAddr, to: SocketAddr, nonce: u64) {
+        let Some(socket) = self.sockets.get(&own) else { return };
+        match socket.try_send_to(&Message::Answer(nonce).write(), to) {
+            Ok(_) => drop(self.answers.fetch_add(1, Relaxed)),
+            Err(error) => debug!(%error, %to, "cannot answer a probe"),
+        }
+    }
+
+    fn ask(&self, round: u32, verdicts: &mut Verdicts) {
+        let Some(dataplane) = self.dataplane.upgrade() else { return };
+        let now = Instant::now();
+        let plan = self.plans.borrow();
+        for way in plan.ways.iter().filter(|way| way.in_use || round.is_multiple_of(STANDBY)) {
+            let Ok(nonce) = getrandom::u64() else { continue };
+            let question = Message::Question(nonce).write();
+            let Some(packet) = packet::packet(way.source, way.destination, PROBE_PORT, &question) else {
+                continue;
+            };
+            verdicts.ask(now, &way.gateway, &way.node, nonce, way.rtt);
+            dataplane.send_through(&way.gateway, &packet);
+        }
+    }
+
+    fn conclude(&self, verdicts: &mut Verdicts) {
+        let Some(dataplane) = self.dataplane.upgrade() else { return };
+        for (gateway, forwards) in verdicts.judge(Instant::now()) {
+            if forwards {
+                info!(%gateway, "the gateway forwards again");
+            } else {
+                warn!(
+                    %gateway,
+                    "the gateway answers but does not forward to other nodes of its cluster: other gateways are used; \
+                     look there at net.ipv4.ip_forward, the FORWARD chain and the routes to its cluster's nodes"
+                );
+            }
+            dataplane.set_forwarding(&gateway, forwards);
+        }
+    }
+}
+
+fn bind(address: IpAddr) -> io::Result<UdpSocket> {
+    let socket = std::net::UdpSocket::bind((address, PROBE_PORT))?;
+    socket.set_nonblocking(true)?;
+    UdpSocket::from_std(socket)
+}
+
+/// Waits for a datagram at any of the sockets.
+async fn receive(
+    sockets: &BTreeMap<IpAddr, UdpSocket>,
+    buffer: &mut [u8],
+) -> (IpAddr, io::Result<(usize, SocketAddr)>) {
+    let ready = |(&own, socket)| Box::pin(readable(own, socket));
+    let waits: Vec<_> = sockets.iter().map(ready).collect();
+    if waits.is_empty() {
+        return std::future::pending().await;
+    }
+    let ((own, ready), ..) = futures_util::future::select_all(waits).await;
+    let received = match (ready, sockets.get(&own)) {
+        (Err(error), _) => Err(error),
+        (Ok(()), Some(socket)) => match socket.try_recv_from(buffer) {
+            // Woken for nothing: an empty datagram is no message.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok((0, SocketAddr::new(own, 0))),
+            // An earlier answer met nobody: that is told here, once.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                Ok((0, SocketAddr::new(own, 0)))
+            }
+            received => received,
+        },
+        (Ok(()), None) => Ok((0, SocketAddr::new(own, 0))),
+    };
+    (own, received)
+}
+
+async fn readable(own: IpAddr, socket: &UdpSocket) -> (IpAddr, io::Result<()>) {
+    (own, socket.readable().await)
+}
+
+/// Everybody who may ask: this cluster's nodes and those of the others.
+#[must_use]
+pub fn members<'a>(sets: impl Iterator<Item = &'a CidrSet>) -> CidrSet {
+    sets.flat_map(|set| set.iter().copied()).collect()
+}

@@ -1,0 +1,216 @@
+//! Which gateways forward, by the questions that were asked through them. Pure.
+//!
+//! A gateway is taken to forward until it is clear that it does not: the last [`STREAK`] questions through it to
+//! a node are unanswered, while the same node answered one that was asked meanwhile by another way. What is
+//! ambiguous is no evidence: a node that answers nobody says nothing of any gateway.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use podspan_wire::NodeId;
+use tokio::time::Instant;
+
+/// So many questions in a row decide.
+pub const STREAK: usize = 3;
+/// How long an answer may take beyond a round trip of the tunnel.
+const LATE: Duration = Duration::from_millis(100);
+/// Questions that are remembered of one way to one node.
+const KEPT: usize = 8;
+/// A way that was not asked for so long is forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(10);
+
+/// One question.
+#[derive(Clone, Copy, Debug)]
+struct Question {
+    nonce: u64,
+    at: Instant,
+    /// How long its answer may take.
+    patience: Duration,
+    answered: bool,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Verdicts {
+    /// What was asked by way of a gateway of a node: (gateway, node).
+    asked: BTreeMap<(NodeId, NodeId), Vec<Question>>,
+    /// Gateways that do not forward.
+    refuted: Vec<NodeId>,
+}
+
+impl Verdicts {
+    /// Notes a question by way of `gateway` to `node`, with a round trip of `rtt` to be expected.
+    pub fn ask(&mut self, now: Instant, gateway: &NodeId, node: &NodeId, nonce: u64, rtt: Duration) {
+        let questions = self.asked.entry((gateway.clone(), node.clone())).or_default();
+        if questions.len() >= KEPT {
+            questions.remove(0);
+        }
+        questions.push(Question { nonce, at: now, patience: 2 * rtt + LATE, answered: false });
+    }
+
+    /// Takes an answer in; returns whether it was asked for.
+    pub fn answer(&mut self, nonce: u64) -> bool {
+        let mut questions = self.asked.values_mut().flatten();
+        match questions.find(|question| question.nonce == nonce && !question.answered) {
+            Some(question) => {
+                question.answered = true;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// What has become clear: gateways, and whether they forward.
+    pub fn judge(&mut self, now: Instant) -> Vec<(NodeId, bool)> {
+        self.asked.retain(|_, questions| questions.last().is_some_and(|last| now - last.at < FORGOTTEN));
+        let mut gateways: Vec<&NodeId> = self.asked.keys().map(|(gateway, _)| gateway).collect();
+        gateways.dedup();
+        let mut news = Vec::new();
+        for gateway in gateways {
+            let known = self.refuted.contains(gateway);
+            let (forwards, refuted) = (self.forwards(gateway, now), self.is_refuted(gateway, now));
+            if !known && refuted && !forwards {
+                news.push((gateway.clone(), false));
+            } else if known && forwards && !refuted {
+                news.push((gateway.clone(), true));
+            }
+        }
+        for (gateway, forwards) in &news {
+            self.refuted.retain(|refuted| refuted != gateway);
+            if !forwards {
+                self.refuted.push(gateway.clone());
+            }
+        }
+        news
+    }
+
+    /// The ways through `gateway` to other nodes.
+    fn through<'a>(&'a self, gateway: &'a NodeId) -> impl Iterator<Item = (&'a NodeId, &'a Vec<Question>)> {
+        let own = self.asked.iter().filter(move |((via, to), _)| via == gateway && to != gateway);
+        own.map(|((_, to), questions)| (to, questions))
+    }
+
+    /// Whether the last questions by some way through it were all answered.
+    fn forwards(&self, gateway: &NodeId, now: Instant) -> bool {
+        self.through(gateway).any(|(_, questions)| {
+            let mut last = settled(questions, now).rev().take(STREAK);
+            let n = last.len();
+            n >= STREAK && last.all(|question| question.answered)
+        })
+    }
+
+    fn is_refuted(&self, gateway: &NodeId, now: Instant) -> bool {
+        self.through(gateway).any(|(node, questions)| {
+            let last: Vec<&Question> = settled(questions, now).rev().take(STREAK).collect();
+            if last.len() < STREAK || last.iter().any(|question| question.answered) {
+                return false;
+            }
+            let since = last[STREAK - 1].at;
+            // A node that dies between two questions of one round is no witness.
+            let meanwhile = last[STREAK - 2].at;
+            // Nor may one of those be answered that have not had their time yet.
+            let later = questions.iter().any(|question| question.at > since && question.answered);
+            let mut others = self.asked.iter().filter(|((via, to), _)| to == node && via != gateway);
+            let elsewhere =
+                others.any(|(_, questions)| questions.iter().any(|q| q.at >= meanwhile && q.answered));
+            !later && elsewhere
+        })
+    }
+}
+
+/// Questions that were answered or have had their time.
+fn settled(questions: &[Question], now: Instant) -> std::vec::IntoIter<&Question> {
+    let settled = questions.iter().filter(|q| q.answered || now - q.at >= q.patience);
+    settled.collect::<Vec<_>>().into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RTT: Duration = Duration::from_millis(1);
+    const STEP: Duration = Duration::from_millis(100);
+
+    fn id(name: &str) -> NodeId {
+        format!("beta/{name}").parse().unwrap()
+    }
+
+    /// Asks so many times by each way, a step apart; `answers` says by which ways answers come.
+    fn run(
+        verdicts: &mut Verdicts,
+        now: &mut Instant,
+        times: u64,
+        ways: &[(&str, &str)],
+        answers: impl Fn(&str, &str) -> bool,
+    ) -> Vec<(NodeId, bool)> {
+        let mut news = Vec::new();
+        for _ in 0..times {
+            let mut nonces = Vec::new();
+            for (gateway, node) in ways {
+                let nonce = getrandom::u64().unwrap();
+                verdicts.ask(*now, &id(gateway), &id(node), nonce, RTT);
+                if answers(gateway, node) {
+                    nonces.push(nonce);
+                }
+            }
+            assert!(nonces.into_iter().all(|nonce| verdicts.answer(nonce)));
+            *now += STEP;
+            news.extend(verdicts.judge(*now));
+        }
+        news
+    }
+
+    const WAYS: [(&str, &str); 2] = [("g1", "n"), ("g2", "n")];
+
+    #[test]
+    fn one_that_does_not_forward_is_found_and_its_return_too() {
+        let (mut verdicts, mut now) = (Verdicts::default(), Instant::now());
+        assert_eq!(run(&mut verdicts, &mut now, 10, &WAYS, |_, _| true), []);
+        let news = run(&mut verdicts, &mut now, 5, &WAYS, |gateway, _| gateway != "g1");
+        assert_eq!(news, [(id("g1"), false)]);
+        let news = run(&mut verdicts, &mut now, 4, &WAYS, |_, _| true);
+        assert_eq!(news, [(id("g1"), true)]);
+    }
+
+    #[test]
+    fn it_is_found_in_under_half_a_second() {
+        let (mut verdicts, mut now) = (Verdicts::default(), Instant::now());
+        run(&mut verdicts, &mut now, 10, &WAYS, |_, _| true);
+        assert_eq!(run(&mut verdicts, &mut now, 4, &WAYS, |gateway, _| gateway != "g1").len(), 1);
+    }
+
+    #[test]
+    fn ambiguous_evidence_is_none() {
+        let (mut verdicts, mut now) = (Verdicts::default(), Instant::now());
+        // The node is gone, or the way back is.
+        assert_eq!(run(&mut verdicts, &mut now, 20, &WAYS, |_, _| false), []);
+        // There is only one way.
+        assert_eq!(run(&mut verdicts, &mut now, 20, &WAYS[..1], |_, _| false), []);
+        // One answer in three comes.
+        let mut verdicts = Verdicts::default();
+        for _ in 0..10 {
+            assert_eq!(run(&mut verdicts, &mut now, 2, &WAYS, |gateway, _| gateway != "g1"), []);
+            assert_eq!(run(&mut verdicts, &mut now, 1, &WAYS, |_, _| true), []);
+        }
+    }
+
+    #[test]
+    fn of_two_gateways_each_is_the_others_witness() {
+        let ways = [("g1", "g2"), ("g2", "g1"), ("g1", "g1"), ("g2", "g2")];
+        let (mut verdicts, mut now) = (Verdicts::default(), Instant::now());
+        // g1 forwards nothing, but answers for itself.
+        let news = run(&mut verdicts, &mut now, 6, &ways, |gateway, node| gateway != "g1" || node == "g1");
+        assert_eq!(news, [(id("g1"), false)]);
+        // That g1 cannot be reached by way of g2 any more says the same of g2.
+        let mut verdicts = Verdicts::default();
+        let news = run(&mut verdicts, &mut now, 6, &ways, |gateway, node| gateway == node);
+        assert_eq!(news, [(id("g1"), false), (id("g2"), false)]);
+    }
+
+    #[test]
+    fn forged_and_repeated_answers_are_not_taken() {
+        let (mut verdicts, now) = (Verdicts::default(), Instant::now());
+        verdicts.ask(now, &id("g1"), &id("n"), 7, RTT);
+        assert!(!verdicts.answer(8) && verdicts.answer(7) && !verdicts.answer(7));
+    }
+}
