@@ -33,6 +33,9 @@ pub fn time(at: UnixTime) -> Time {
     Time(Timestamp::from_second(second).unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
+/// Percent of loss from which on a person should know at once.
+const MUCH_LOSS: f64 = 5.0;
+
 /// The status of another cluster; `before` is the one that the API server has.
 #[must_use]
 pub fn peer(
@@ -59,8 +62,8 @@ pub fn peer(
         }),
         rtt: rtt.map(round_trip),
         rtt_microseconds: rtt,
-        loss_percent: None,
-        path_mtu: (status.node.mtu > 0).then_some(status.node.mtu),
+        loss_percent: mean(gateways.iter().filter(answering).filter_map(|node| node.loss())).map(percent),
+        path_mtu: cluster.path_mtu,
         rx_bytes: Some(lanes().map(|lane| lane.rx_bytes).sum()),
         tx_bytes: Some(lanes().map(|lane| lane.tx_bytes).sum()),
         pod_cidrs: pods.into_iter().take(MAX_NAMED).collect(),
@@ -88,8 +91,19 @@ fn gateway(node: &NodeStatus, now: UnixTime) -> GatewayStatus {
         endpoint: node.lanes.first().and_then(|lane| lane.endpoint).map(|endpoint| endpoint.to_string()),
         state: node.state.label().to_owned(),
         rtt_microseconds: node.lanes.iter().filter_map(|lane| lane.rtt_us).min(),
+        loss_percent: node.loss().map(percent),
         last_handshake_time: last.map(time),
     }
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let values: Vec<f64> = values.collect();
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// A part of 1 in percent, to a tenth.
+fn percent(part: f64) -> f64 {
+    (part * 1_000.0).round() / 10.0
 }
 
 /// A round trip for a person: three figures are enough.
@@ -166,7 +180,11 @@ fn peer_conditions(status: &Status, cluster: &ClusterStatus, gateways: &[&NodeSt
         None => Wanted::new("RecordsAccepted", true, "Accepted", "no record was refused lately"),
         Some(refused) => Wanted::new("RecordsAccepted", false, "RecordRefused", refused.detail.clone()),
     };
-    vec![ready, renewed, accepted]
+    let sizes = match overview::black_hole(cluster) {
+        None => Wanted::new("LargePacketsPass", true, "NoBlackHole", "no packet vanishes for its size"),
+        Some(hole) => Wanted::new("LargePacketsPass", false, "BlackHole", hole),
+    };
+    vec![ready, renewed, accepted, sizes]
 }
 
 /// The records that were refused lately.
@@ -181,8 +199,12 @@ pub fn differs(a: &PeerClusterStatus, b: &PeerClusterStatus) -> bool {
         let mut status = status.clone();
         (status.rtt, status.rtt_microseconds) = (None, None);
         (status.rx_bytes, status.tx_bytes) = (None, None);
+        // A probe lost now and then is a counter, many of them are news.
+        let many = |loss: Option<f64>| Some(if loss? >= MUCH_LOSS { 100.0 } else { 0.0 });
+        status.loss_percent = many(status.loss_percent);
         for gateway in status.gateways.iter_mut().flat_map(|gateways| &mut gateways.list) {
             (gateway.rtt_microseconds, gateway.last_handshake_time) = (None, None);
+            gateway.loss_percent = None;
         }
         status
     };

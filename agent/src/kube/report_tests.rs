@@ -1,5 +1,6 @@
 use podspan_kubernetes::crd::PeerState;
 use podspan_kubernetes::discovery::About;
+use podspan_wire::status::BlackHole;
 use podspan_wire::{ClusterSetId, RootKey};
 use serde_json::{Value, json};
 
@@ -27,7 +28,7 @@ fn status(state: &str, nodes: Vec<Value>) -> Status {
         "broker": {"addresses": ["https://192.0.2.1:7443"], "connected": "https://192.0.2.1:7443", "lastHeard": NOW,
             "lastPublished": null, "errors": {}},
         "clusters": [{"cluster": "beta", "state": state, "cidrs": ["10.2.0.0/16", "10.102.0.0/16"],
-            "serviceCidrs": ["10.102.0.0/16"], "nodes": nodes}],
+            "pathMtu": 1400, "serviceCidrs": ["10.102.0.0/16"], "nodes": nodes}],
         "kernel": {"interface": "podspan0", "table": 7183, "routes": [], "healed": 0, "failing": []},
         "attachments": 0, "refusals": {}, "refused": [],
         "workers": [{"lane": 0, "port": 51840, "failed": null, "drops": {}}], "problems": []
@@ -85,7 +86,7 @@ fn a_peer_in_its_states() {
             (peer.pod_cidrs.join(","), peer.service_cidrs.join(",")),
             ("10.2.0.0/16".into(), "10.102.0.0/16".into())
         );
-        assert_eq!((peer.path_mtu, peer.loss_percent), (Some(1420), None));
+        assert_eq!((peer.path_mtu, peer.loss_percent), (Some(1400), None));
     }
 }
 
@@ -99,6 +100,19 @@ fn what_a_gateway_tells() {
     assert_eq!((peer.rtt.as_deref(), peer.rtt_microseconds), (Some("12ms"), Some(12_345)));
     assert_eq!((peer.rx_bytes, peer.tx_bytes), (Some(10), Some(20)));
     assert_eq!(of(&peer.conditions, "Renewed").1, "NotRenewed");
+}
+
+#[test]
+fn a_black_hole_is_a_condition() {
+    let mut status = status("up", vec![node("g1", true, "up", false)]);
+    let of = |status: &Status| of(&peer(status, &status.clusters[0], None).conditions, "LargePacketsPass");
+    assert_eq!(of(&status).1, "NoBlackHole");
+    let path = &mut status.clusters[0].nodes[0].lanes[0].path;
+    path.mtu = Some(1340);
+    path.black_hole = Some(BlackHole { found: UnixTime(NOW - 5), passed: 1440 });
+    let (is, why, message) = of(&status);
+    assert_eq!((is.as_str(), why.as_str()), ("False", "BlackHole"));
+    assert!(message.contains("g1 (192.0.2.21)") && message.contains("1340"), "{message}");
 }
 
 #[test]
@@ -176,4 +190,30 @@ fn the_cluster_itself() {
     assert!(condition(&good, &own(2, &many), "NoConflict").2.ends_with("and 45 more"));
     let written = cluster_set(&good, &own(2, &[]), None);
     assert_eq!((written.nodes, written.gateways, written.observed_generation), (Some(3), Some(2), Some(4)));
+}
+
+#[test]
+fn loss_by_the_gateways_that_answer() {
+    let probed = |name: &str, state: &str, loss: f64| {
+        let mut node = node(name, true, state, false);
+        node["lanes"][0]["probes"] = json!({"liveness": "healthy", "loss": loss});
+        node
+    };
+    let of = |nodes: Vec<Value>| {
+        let status = status("degraded", nodes);
+        peer(&status, &status.clusters[0], None)
+    };
+    let good = of(vec![probed("g1", "up", 0.0), probed("g2", "up", 0.0625), probed("g3", "down", 1.0)]);
+    assert_eq!(good.loss_percent, Some(3.1), "one that is down is not what packets go through");
+    let each: Vec<Option<f64>> =
+        good.gateways.as_ref().unwrap().list.iter().map(|g| g.loss_percent).collect();
+    assert_eq!(each, [Some(0.0), Some(6.3), Some(100.0)]);
+    let better = of(vec![probed("g1", "up", 0.0), probed("g2", "up", 0.0), probed("g3", "down", 1.0)]);
+    assert!(!differs(&good, &better), "a probe more or less is no news");
+    let bad = of(vec![probed("g1", "up", 0.25), probed("g2", "up", 0.0), probed("g3", "down", 1.0)]);
+    assert!(differs(&better, &bad));
+    assert_eq!(of(vec![node("g1", true, "up", false)]).loss_percent, None, "not probed yet");
+    let mut status = status("up", vec![node("g1", true, "up", false)]);
+    status.clusters[0].path_mtu = Some(1392);
+    assert_eq!(peer(&status, &status.clusters[0], None).path_mtu, Some(1392), "measured");
 }

@@ -39,13 +39,14 @@ pub struct PeerClusterStatus {
     /// Its gateways.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateways: Option<Gateways>,
-    /// The shortest round trip of the last handshakes, for a person.
+    /// The round trip to the nearest gateway, for a person: smoothed over probes inside the tunnels, or that of the last
+    /// handshake before one was answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt: Option<String>,
     /// The same in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_microseconds: Option<u64>,
-    /// Percent of packets lost; absent until measured.
+    /// Percent of the last probes that gateways which can be reached did not answer; absent until measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_percent: Option<f64>,
     /// The largest packet that goes through the tunnels whole, in bytes.
@@ -110,9 +111,12 @@ pub struct GatewayStatus {
     pub endpoint: Option<String>,
     /// `up`, `degraded`, `connecting` or `down`.
     pub state: String,
-    /// The shortest round trip of its lanes' last handshakes, microseconds.
+    /// The shortest round trip of its lanes, microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_microseconds: Option<u64>,
+    /// Percent of the last probes that it did not answer; absent until measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_percent: Option<f64>,
     /// When the last handshake with it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_handshake_time: Option<Time>,

@@ -67,7 +67,11 @@ pub(super) fn peers(api: &mut KubeApi) -> Result<()> {
     });
     findings
         .require(status["pathMTU"].as_u64().is_some_and(|mtu| mtu > 1200), || format!("no MTU: {status}"));
-    findings.expect("loss, not measured yet", &Value::Null, &status["lossPercent"]);
+    let measured = until("loss by probes", SOON, || {
+        let loss = api.get_json(&["peercluster", "beta"])?["status"]["lossPercent"].clone();
+        Ok(if loss.is_number() { Ok(()) } else { Err(loss.to_string()) })
+    });
+    findings.require(measured.is_ok(), || format!("{measured:?}"));
     let gateway = &status["gateways"]["list"][0];
     findings.require(
         text(&gateway["endpoint"]).starts_with(&beta.host.address.v4.to_string())
