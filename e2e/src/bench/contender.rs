@@ -10,7 +10,7 @@ use crate::command::Cmd;
 use crate::kube::Site;
 use crate::netns::Netns;
 use crate::process::ProcessId;
-use crate::tunnel::{End, Installed, Kind, Options, PORT, TUNNEL_MTU, inner, outer};
+use crate::tunnel::{self, End, Installed, Kind, Options, PORT, TUNNEL_MTU, inner, outer};
 
 /// One row of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -137,9 +137,7 @@ impl Tunnel {
     pub(crate) fn stop(self) -> Result<()> {
         match self.ends {
             Some(ends) => ends.into_iter().try_for_each(End::stop),
-            None => {
-                self.daemons.into_iter().try_for_each(|daemon| daemon.end(Duration::from_secs(3)).map(drop))
-            }
+            None => self.daemons.into_iter().try_for_each(tunnel::end),
         }
     }
 }
@@ -147,8 +145,8 @@ impl Tunnel {
 /// Ends what a start that failed has left, but not the load's server.
 pub(crate) fn end_all(site: &Site, server: ProcessId) -> Result<()> {
     let daemons = site.record.daemons.iter().map(|daemon| daemon.process);
-    let mut ends = daemons.filter(|process| *process != server);
-    ends.try_for_each(|process| process.end(Duration::from_secs(3)).map(drop))
+    let mut daemons = daemons.filter(|process| *process != server);
+    daemons.try_for_each(tunnel::end)
 }
 
 /// Waits until the interface is there.

@@ -1,7 +1,7 @@
 //! TCP by iperf3.
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -10,6 +10,10 @@ use crate::command::Cmd;
 use crate::kube::Site;
 use crate::netns::Netns;
 use crate::process::ProcessId;
+use crate::signals;
+
+/// How long the server may still be at work on an earlier run whose client has given up.
+const BUSY: Duration = Duration::from_secs(10);
 
 /// What of iperf3's document is looked at.
 #[derive(Deserialize)]
@@ -59,8 +63,16 @@ pub(crate) fn run(client: &Netns, to: Ipv4Addr, streams: u8, reverse: bool, seco
     if reverse {
         cmd = cmd.arg("--reverse");
     }
-    let finished = cmd.run()?;
-    read(&finished.stdout_text()).with_context(|| cmd.line())
+    let give_up = Instant::now() + BUSY;
+    loop {
+        let answer = cmd.run()?.stdout_text();
+        match read(&answer) {
+            Err(error) if format!("{error:#}").contains("busy") && Instant::now() < give_up => {
+                signals::sleep(Duration::from_millis(100))?;
+            }
+            result => return result.with_context(|| cmd.line()),
+        }
+    }
 }
 
 fn read(text: &str) -> Result<Stream> {

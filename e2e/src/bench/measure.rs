@@ -65,14 +65,18 @@ impl Turn<'_> {
         Ok(())
     }
 
+    /// Measures one thing; once more if it fails, since other work on the machine makes a connection time out now and then.
     fn note(
         &self,
         results: &mut Results,
         what: &str,
-        measure: impl FnOnce(&Self, &mut Results) -> Result<()>,
+        mut measure: impl FnMut(&Self, &mut Results) -> Result<()>,
     ) {
+        let Err(error) = measure(self, results) else { return };
+        let name = self.contender.name();
+        results.notes.push(format!("{name}: {what} was tried again after: {error:#}"));
         if let Err(error) = measure(self, results) {
-            results.failures.push(format!("{}: {what}: {error:#}", self.contender.name()));
+            results.failures.push(format!("{name}: {what}: {error:#}"));
         }
     }
 

@@ -1,9 +1,9 @@
 //! Small UDP packets: as many as pass, at a steady rate, and there and back. The sockets belong to the namespaces, the
 //! threads to the lab.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd as _;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -23,6 +23,9 @@ const ROOM: usize = 8 << 20;
 
 /// How long nothing comes before it is taken for the end.
 const QUIET: Duration = Duration::from_millis(300);
+
+/// After this time an echo is not waited for any more.
+const LATE: Duration = Duration::from_secs(1);
 
 /// What became of packets that were sent.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,11 +55,6 @@ impl Pair {
         Ok(Self { from, to })
     }
 
-    /// The port of the receiver.
-    pub(crate) fn target(&self) -> Result<SocketAddr> {
-        Ok(self.to.local_addr()?)
-    }
-
     /// Sends for `time`: `rate` packets a second one by one at even distances, or as many as the kernel takes.
     pub(crate) fn send(&self, time: Duration, rate: Option<u32>) -> Result<Flow> {
         let done = AtomicBool::new(false);
@@ -75,23 +73,20 @@ impl Pair {
     }
 
     /// Sends a packet each `pause` and waits for its echo; the round trips in microseconds. An echo that does not come
-    /// within a second ends it with an error.
+    /// within a second counts as one.
     pub(crate) fn round_trips(&self, time: Duration, pause: Duration) -> Result<Vec<f64>> {
         let done = AtomicBool::new(false);
         self.to.set_read_timeout(Some(QUIET))?;
-        self.from.set_read_timeout(Some(Duration::from_secs(1)))?;
-        let lost = AtomicU64::new(0);
+        self.from.set_read_timeout(Some(LATE))?;
         std::thread::scope(|scope| {
             scope.spawn(|| echo(&self.to, &done));
-            let result = self.ask(time, pause, &lost);
+            let result = self.ask(time, pause);
             done.store(true, Ordering::SeqCst);
             result
         })
     }
 
-    fn ask(&self, time: Duration, pause: Duration, lost: &AtomicU64) -> Result<Vec<f64>> {
-        // A few late ones are in the p99; many make it meaningless.
-        const MOST_LOST: u64 = 5;
+    fn ask(&self, time: Duration, pause: Duration) -> Result<Vec<f64>> {
         fine_timers();
         let end = Instant::now() + time;
         let mut all = Vec::new();
@@ -111,11 +106,17 @@ impl Pair {
                     }
                     // The echo of an earlier one.
                     Ok(_) => {}
-                    Err(_) if lost.fetch_add(1, Ordering::Relaxed) < MOST_LOST => break,
-                    Err(_) => bail!("{} of {number} pings were not answered within a second", MOST_LOST + 1),
+                    Err(error) if is_timeout(&error) => {
+                        all.push(LATE.as_secs_f64() * 1e6);
+                        break;
+                    }
+                    Err(error) => return Err(error).context("the echo of a ping"),
                 }
             }
             std::thread::sleep(pause);
+        }
+        if all.iter().all(|time| *time >= LATE.as_secs_f64() * 1e6) {
+            bail!("none of {number} pings came back");
         }
         Ok(all)
     }
@@ -251,7 +252,7 @@ mod tests {
     fn pair() -> Pair {
         let socket = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let pair = Pair { from: socket(), to: socket() };
-        pair.from.connect(pair.target().unwrap()).unwrap();
+        pair.from.connect(pair.to.local_addr().unwrap()).unwrap();
         pair
     }
 

@@ -51,7 +51,6 @@ impl Default for Options {
 pub(crate) struct End {
     /// What it is to a person, and the name of its log.
     pub(crate) name: String,
-    pub(crate) kind: Kind,
     pub(crate) process: ProcessId,
     pub(crate) netns: Netns,
     interface: &'static str,
@@ -105,14 +104,7 @@ impl End {
         let mut talk = Talk { to, from: BufReader::new(from) };
         let mut line = String::new();
         talk.from.read_line(&mut line)?;
-        let end = Self {
-            name,
-            kind: program.kind,
-            process,
-            netns: netns.clone(),
-            interface: "podspan0",
-            talk: Some(talk),
-        };
+        let end = Self { name, process, netns: netns.clone(), interface: "podspan0", talk: Some(talk) };
         if line.trim() != "ready" {
             bail!("{} does not start\n{}", end.name, end.told());
         }
@@ -155,8 +147,7 @@ impl End {
             .same_session()
             .within(netns);
         let process = site.start(&name, &cmd)?;
-        let end =
-            Self { name, kind: program.kind, process, netns: netns.clone(), interface: "wg0", talk: None };
+        let end = Self { name, process, netns: netns.clone(), interface: "wg0", talk: None };
         let peer = PeerSettings {
             public: keys::public(keys::secret(3 - number, 0)),
             endpoint: options.dials.then(|| (outer(3 - number), PORT).into()),
@@ -242,23 +233,24 @@ impl End {
     /// Ends it; its interface goes with it.
     pub(crate) fn stop(mut self) -> Result<()> {
         self.talk = None;
-        self.process.end(Duration::from_secs(3))?;
-        // The interface goes when the process has gone; a new one may have the same name.
-        let give_up = Instant::now() + PATIENCE;
-        while Cmd::new("ip")
-            .args(["link", "show", self.interface])
-            .within(&self.netns)
-            .run()?
-            .status
-            .success()
-        {
-            if Instant::now() > give_up {
-                bail!("the interface {} of {} does not go away", self.interface, self.name);
-            }
-            signals::sleep(Duration::from_millis(10))?;
-        }
-        Ok(())
+        end(self.process).with_context(|| format!("{} does not end", self.name))
     }
+}
+
+/// Ends a process of the lab's and waits until nothing of it is left. A thread may still hold sockets and interfaces when
+/// the process counts as ended already.
+pub(crate) fn end(process: ProcessId) -> Result<()> {
+    process.end(Duration::from_secs(3))?;
+    let directory = PathBuf::from(format!("/proc/{}", process.pid));
+    let give_up = Instant::now() + PATIENCE;
+    // Asking takes note of the end of a child.
+    while !process.is_alive() && directory.exists() {
+        if Instant::now() > give_up {
+            bail!("threads of process {} are left", process.pid);
+        }
+        signals::sleep(Duration::from_millis(5))?;
+    }
+    Ok(())
 }
 
 fn subnet(number: u8) -> std::net::Ipv4Addr {

@@ -3,18 +3,15 @@
 //!
 //! podspan's end is `dataplane/examples/node.rs`: the packet path of the agent, without the control plane.
 
-#![allow(dead_code, unused_imports, reason = "under construction")]
-
 mod end;
 mod install;
 mod keys;
 mod uapi;
 mod wiring;
 
-pub(crate) use end::{End, Options, PORT};
+pub(crate) use end::{End, Options, PORT, end};
 pub(crate) use install::{Installed, Kind, ensure};
 pub(crate) use keys::{public, secret};
-pub(crate) use uapi::{PeerSettings, PeerState};
 pub(crate) use wiring::{inner, inner_v6, outer, wire};
 
 /// MTU of the tunnel: 1500 less the outer headers of IPv6 and WireGuard's own.
