@@ -10,6 +10,7 @@ use podspan_wire::NodeName;
 use podspan_wire::settings::{FilePath, ListenAddress, Reader, Section, SettingsError};
 
 use crate::cni_install::CniSettings;
+use crate::policy::Policy;
 
 /// What happens to tunnels, routes and rules when the agent is told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +97,8 @@ pub struct Config {
     pub cni: Option<CniSettings>,
     /// The packet path.
     pub tunnel: Tunnel,
+    /// How the gateways of other clusters are used.
+    pub policy: Policy,
     /// Offloads of the kernel that are used where it has them; all, but for diagnosis.
     pub offload: Offload,
 }
@@ -193,6 +196,7 @@ impl Config {
             Some(section) => Self::tunnel(r, section),
             None => Tunnel::default(),
         };
+        let policy = Policy::read(r, &mut top);
         let offload = match top.section(r, "offload") {
             Some(section) => Self::offload(r, section),
             None => Offload::default(),
@@ -212,6 +216,7 @@ impl Config {
             source: source.ok_or_else(missing)?,
             cni,
             tunnel,
+            policy,
             offload,
         })
     }

@@ -30,6 +30,7 @@ use crate::host::{self, Host, HostEvent};
 use crate::membership::{Changes, Membership};
 use crate::liveness_log::LivenessLog;
 use crate::overview::{self, Parts};
+use crate::policy::Bypass;
 use crate::probe::plan::Planner;
 use crate::probe::{self, Prober};
 use crate::publish::{Announcement, Published, Seen};
@@ -171,6 +172,8 @@ pub struct Controller {
     ended: Vec<&'static str>,
     table_problems: Vec<String>,
     drain: Drain,
+    begun_at: Instant,
+    bypass: Bypass,
     liveness: LivenessLog,
     planner: Planner,
     prober: Prober,
@@ -211,6 +214,8 @@ impl Controller {
             cni_problem: None,
             ended: Vec::new(),
             table_problems: Vec::new(),
+            begun_at: Instant::now(),
+            bypass: Bypass::default(),
             liveness: LivenessLog::default(),
             planner: Planner::default(),
             prober: Prober::start(&dataplane),
@@ -477,6 +482,8 @@ impl Controller {
             underlay_mtu: self.underlay.mtu,
             underlay: &self.underlay.interfaces,
             nodes: self.membership.nodes(),
+            policy: &self.config.policy,
+            bypassed: self.bypass.clusters(),
             endpoints: &self.learned,
             now: now(),
         });
@@ -548,8 +555,10 @@ impl Controller {
     /// Has the gateways probed through that carry packets, and tells what has become of them.
     fn look_at_gateways(&mut self, peers: &[PeerStatus]) {
         self.liveness.look(peers);
-        let id = NodeId { cluster: self.grant.cluster.clone(), node: self.facts.node.clone() };
         let nodes = self.membership.nodes();
+        let is_gateway = |id: &NodeId| nodes.get(id).is_some_and(|node| node.verified.record().gateway);
+        self.unapplied |= self.bypass.look(&self.config.policy, self.begun_at.elapsed(), peers, is_gateway);
+        let id = NodeId { cluster: self.grant.cluster.clone(), node: self.facts.node.clone() };
         let members = probe::members(nodes.values().map(|node| &node.verified.record().pod_cidrs));
         let own = self.facts.host_addresses();
         let plan = self.planner.plan(&id, &own, members, nodes, peers, self.prober.answers());

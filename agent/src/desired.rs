@@ -11,6 +11,7 @@ use crate::config::Tunnel;
 use crate::facts::LocalFacts;
 use crate::host::HostDesired;
 use crate::membership::RemoteNode;
+use crate::policy::Policy;
 use crate::state::Endpoints;
 
 /// Bytes that a tunnel adds to a packet on an IPv6 underlay: IPv6 40, UDP 8, WireGuard data message 32
@@ -48,6 +49,10 @@ pub struct Inputs<'a> {
     pub underlay: &'a [String],
     /// The nodes of the other clusters.
     pub nodes: &'a BTreeMap<NodeId, RemoteNode>,
+    /// How their gateways are used.
+    pub policy: &'a Policy,
+    /// The clusters that are left to the underlay, since none of their gateways answers.
+    pub bypassed: &'a BTreeSet<ClusterId>,
     /// Where peers were last heard, for dialling those that nobody published.
     pub endpoints: &'a Endpoints,
     /// The wall-clock time.
@@ -71,9 +76,20 @@ pub fn desired(inputs: &Inputs<'_>) -> DesiredState {
         remote.extend(node.verified.grant().cidrs().iter().copied());
     }
     let remote: CidrSet = remote.into_iter().collect();
+    // Of two clusters with one grant there is none: a CIDR is one cluster's.
+    let routed = inputs.nodes.iter().filter(|(id, _)| !inputs.bypassed.contains(&id.cluster));
+    let routed: BTreeSet<Cidr> =
+        routed.flat_map(|(_, node)| node.verified.grant().cidrs().iter().copied().collect::<Vec<_>>()).collect();
 
     let mut table = TableSpec::default();
     for (cluster, nodes) in &clusters {
+        table.clusters.push(inputs.policy.spec(cluster, inputs.bypassed));
+        if inputs.bypassed.contains(*cluster) {
+            problems.push(format!(
+                "cluster {cluster}: no gateway answers, and its routes are left to the underlay, in clear, as the \
+                 settings say (bypass)"
+            ));
+        }
         table.routes.extend(routes(cluster, nodes, inputs.now, &mut problems));
         for node in nodes {
             if let Some(peer) = peer(inputs, node, &remote, &mut problems) {
@@ -114,7 +130,7 @@ pub fn desired(inputs: &Inputs<'_>) -> DesiredState {
         table: inputs.tunnel.table,
         rule_priority: inputs.tunnel.rule_priority,
         fwmark: inputs.tunnel.fwmark,
-        routes: remote.iter().copied().collect(),
+        routes: routed.into_iter().collect(),
         local_pod_cidrs: inputs.facts.pod_cidrs.clone(),
         cluster_pod_cidrs: inputs.grant.pod_cidrs.clone(),
         cluster_service_cidrs: inputs.grant.service_cidrs.clone(),
@@ -243,6 +259,8 @@ mod tests {
             underlay_mtu: 1500,
             underlay: &["eth0".into()],
             nodes: membership.nodes(),
+            policy: &Policy::default(),
+            bypassed: &BTreeSet::new(),
             endpoints: &Endpoints::new(),
             now: NOW,
         })

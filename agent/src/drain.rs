@@ -39,7 +39,10 @@ impl Drain {
             Ok(Stored::Value(drained)) => drained,
             Ok(_) => false,
             Err(error) => {
-                warn!(error = format!("{error:#}"), "cannot read whether this node is drained: it is taken not to be");
+                warn!(
+                    error = format!("{error:#}"),
+                    "cannot read whether this node is drained: it is taken not to be"
+                );
                 false
             }
         };
@@ -78,7 +81,9 @@ impl Drain {
         if self.told != reason.is_some() {
             self.told = reason.is_some();
             match &reason {
-                Some(reason) => info!(reason, "this node drains: peers take other gateways where there are any"),
+                Some(reason) => {
+                    info!(reason, "this node drains: peers take other gateways where there are any")
+                }
                 None => info!("this node does not drain any more"),
             }
             dataplane.set_draining(self.told);
@@ -88,7 +93,12 @@ impl Drain {
     /// Facts by which a gateway is none any more are used only once the peers have left; others at once. Returns
     /// those that are to be used now.
     #[must_use]
-    pub fn admit(&mut self, now: &LocalFacts, found: LocalFacts, dataplane: &Dataplane) -> Option<LocalFacts> {
+    pub fn admit(
+        &mut self,
+        now: &LocalFacts,
+        found: LocalFacts,
+        dataplane: &Dataplane,
+    ) -> Option<LocalFacts> {
         if !now.gateway || found.gateway {
             self.retiring = None;
             return Some(found);

@@ -38,6 +38,7 @@ pub mod membership;
 pub mod metrics;
 pub mod overview;
 pub mod places;
+pub mod policy;
 pub mod probe;
 pub mod publish;
 pub mod refusals;

@@ -229,6 +229,8 @@ impl<'a> Heir<'a> {
             underlay_mtu: underlay.mtu,
             underlay: &underlay.interfaces,
             nodes: self.membership.nodes(),
+            policy: &self.config.policy,
+            bypassed: &std::collections::BTreeSet::new(),
             endpoints: &endpoints,
             now: now(),
         });
