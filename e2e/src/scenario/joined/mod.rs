@@ -7,6 +7,7 @@ mod lies;
 mod reach;
 mod restart;
 mod size;
+mod takeover;
 mod wire;
 
 use super::{Scenario, Setting};
@@ -25,6 +26,7 @@ pub(super) fn rest(setting: Setting) -> Vec<Scenario> {
     all.extend(lies::scenarios(setting));
     all.extend(heal::scenarios(setting));
     all.extend(restart::scenarios(setting));
+    all.extend(takeover::scenarios(setting));
     all.extend(leave::scenarios(setting));
     all.extend(bad_input::scenarios(setting));
     all
