@@ -195,7 +195,7 @@ fn takeover(world: &mut World) -> Result<()> {
         let status = world.agent_status(world.node(node)?)?;
         findings.expect(&format!("{node}: problems"), Vec::new(), status.problems);
     }
-    findings.conclude(5 * 8 * 2 + 14 * 2 + 4)
+    findings.conclude(5 * 8 + 2 * 12 + 4 + 4)
 }
 
 fn killed(world: &mut World) -> Result<()> {
