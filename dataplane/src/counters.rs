@@ -71,6 +71,9 @@ causes! {
     TunReadFailed => "tun_read_failed",
     /// The UDP socket could not be read.
     ReceiveFailed => "receive_failed",
+    /// More came in than the worker could open: it did not fit the UDP socket's buffer, or was beyond an even share
+    /// while that overflowed.
+    Overload => "overload",
     /// The peer has no endpoint, and none has been learned from it.
     NoEndpoint => "no_endpoint",
     /// The network marked congestion on the outer packet, and the inner one's transport cannot be told: it is

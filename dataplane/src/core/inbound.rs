@@ -26,12 +26,20 @@ impl Core {
     pub fn handle_udp(&mut self, now: Time, batch: &Batch<Arrival>, sink: &mut impl Sink) {
         self.tick_door(now);
         let (mut packets, mut bytes) = (0, 0);
+        let data = batch.iter().filter_map(|(_, datagram)| match Kind::of(datagram) {
+            Some(Kind::Data(index)) => Some(index),
+            _ => None,
+        });
+        let overloaded = self.overload.begin(now, data);
         for (&Arrival { from, ecn }, datagram) in batch.iter() {
             packets += 1;
             bytes += datagram.len() as u64;
             let from = super::peers::canonical(from);
             let result = match Kind::of(datagram) {
                 None => Err(DropCause::Malformed),
+                Some(Kind::Data(index)) if overloaded && !self.overload.admits(index) => {
+                    Err(DropCause::Overload)
+                }
                 Some(Kind::Data(index)) => {
                     self.busy = true;
                     self.handle_data(now, Arrival { from, ecn }, index, datagram, sink)

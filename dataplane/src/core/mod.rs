@@ -46,6 +46,7 @@ pub mod lanes;
 mod liveness;
 mod noise;
 mod outbound;
+mod overload;
 pub(crate) mod packet;
 mod peers;
 mod pieces;
@@ -77,6 +78,7 @@ use crate::status::WorkerStatus;
 use crate::table::{Recent, Table};
 use inbound::Handshake;
 use noise::Door;
+use overload::Overload;
 use peers::Parted;
 use pieces::Pieces;
 use queue::Budget;
@@ -164,6 +166,7 @@ pub struct Core {
     jitter: Jitter,
     handshakes: VecDeque<Handshake>,
     door_tick: Time,
+    overload: Overload,
     /// Whether packets came in since the last [`Core::handle_timeout`].
     busy: bool,
 }
@@ -215,6 +218,7 @@ impl Core {
             jitter,
             handshakes: VecDeque::new(),
             door_tick: Time::default(),
+            overload: Overload::default(),
             busy: false,
         }
     }
@@ -276,6 +280,13 @@ impl Core {
             tunnel.due = Some(at);
             self.timers.push(at, slot);
         }
+    }
+
+    /// Takes note of `lost` datagrams that did not fit the socket's buffer. For a while packets beyond an even share
+    /// are dropped before they are opened, so that what comes in next is taken out faster.
+    pub fn note_overflow(&mut self, now: Time, lost: u64) {
+        self.shared.counters.drops.add(DropCause::Overload, lost);
+        self.overload.note(now);
     }
 
     /// Counts `packets` that were lost after a [`Sink`] had taken them.

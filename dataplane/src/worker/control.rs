@@ -55,6 +55,8 @@ pub(super) struct Parts {
     pub(super) class: u8,
     /// Length of each datagram, if several came as one.
     pub(super) segment: Option<usize>,
+    /// How many did not fit the socket's buffer so far, if there are any.
+    pub(super) overflow: Option<u32>,
 }
 
 impl Parts {
@@ -77,6 +79,9 @@ impl Parts {
                     let segment = usize::try_from(libc::c_int::from_ne_bytes([a, b, c, d]));
                     parts.segment = segment.ok().filter(|&n| n > 0);
                 }
+                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL, &[a, b, c, d]) => {
+                    parts.overflow = Some(u32::from_ne_bytes([a, b, c, d]));
+                }
                 (libc::IPPROTO_IP, libc::IP_TOS, &[class, ..]) => parts.class = class,
                 (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &[a, b, c, d]) => {
                     parts.class = libc::c_int::from_ne_bytes([a, b, c, d]) as u8;
@@ -98,7 +103,7 @@ mod tests {
         let mut control = Control::default();
         control.push(libc::SOL_UDP, libc::UDP_GRO, &1452_i32.to_ne_bytes());
         control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &3_i32.to_ne_bytes());
-        let parts = Parts { class: 3, segment: Some(1452) };
+        let parts = Parts { class: 3, segment: Some(1452), overflow: None };
         assert_eq!(Parts::read(control.bytes()), parts);
         // As libc's own macros see it.
         // SAFETY: it computes a number from a number.

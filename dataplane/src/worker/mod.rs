@@ -273,6 +273,9 @@ impl Worker {
             self.counters.udp_receives.add(1);
             match self.socket.receive(room) {
                 Ok(received) => {
+                    if received.lost > 0 {
+                        self.core.note_overflow(self.clock.now(), received.lost.into());
+                    }
                     batch.push_segments(received.arrival, received.length, received.segment);
                     if alone && received.length < SMALL {
                         break;

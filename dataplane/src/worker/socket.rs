@@ -33,6 +33,9 @@ pub(crate) struct LaneSocket {
     /// Whether datagrams are sent with "don't fragment" at the moment, by IPv4 and by IPv6; unknown of a socket
     /// that another process has used.
     whole: [Cell<Option<bool>>; 2],
+    /// How many datagrams have not fitted the buffer so far (`SO_RXQ_OVFL`); unknown of a socket that another process
+    /// has used.
+    overflow: Cell<Option<u32>>,
 }
 
 /// What one call received.
@@ -41,6 +44,8 @@ pub(crate) struct Received {
     pub(crate) arrival: Arrival,
     /// Bytes in all.
     pub(crate) length: usize,
+    /// Datagrams that did not fit the socket's buffer since the call before.
+    pub(crate) lost: u32,
     /// Bytes of each datagram but the last, which may be shorter.
     pub(crate) segment: usize,
 }
@@ -65,6 +70,8 @@ impl LaneSocket {
         }
         buffers(&socket, lane);
         tell_ecn(&socket, dual).map_err(failed("asking for the ECN bits"))?;
+        set_option(&socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)
+            .map_err(failed("asking how much does not fit the buffer"))?;
         // Zero is the default: each datagram for itself. A kernel that does not know the option says so.
         let segments = offload.gso && set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
         let merges = offload.gro && set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
@@ -82,7 +89,14 @@ impl LaneSocket {
             io::ErrorKind::AddrInUse => StartError::PortTaken { port, lane },
             _ => failed("binding")(error),
         })?;
-        Ok(Self { socket: socket.into(), dual, segments, merges, whole: Default::default() })
+        Ok(Self {
+            socket: socket.into(),
+            dual,
+            segments,
+            merges,
+            whole: Default::default(),
+            overflow: Cell::new(Some(0)),
+        })
     }
 
     /// Takes over the socket of another process that runs or has run for this lane. What is waiting in it
@@ -106,7 +120,14 @@ impl LaneSocket {
         let segments = offload.gso && set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
         let merges = set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, offload.gro.into()).is_ok();
         let merges = merges && offload.gro;
-        Ok(Self { socket: socket.into(), dual, segments, merges, whole: Default::default() })
+        Ok(Self {
+            socket: socket.into(),
+            dual,
+            segments,
+            merges,
+            whole: Default::default(),
+            overflow: Cell::new(None),
+        })
     }
 
     /// Whether the kernel knows how to cut what is sent.
@@ -137,7 +158,10 @@ impl LaneSocket {
         let parts = Parts::read(&control[..control_length.min(Parts::ROOM)]);
         let from = from.as_socket().ok_or(io::ErrorKind::InvalidData)?;
         let arrival = Arrival { from, ecn: Ecn::from_bits(parts.class) };
-        Ok(Received { arrival, length, segment: parts.segment.unwrap_or(length) })
+        let lost = parts
+            .overflow
+            .map_or(0, |all| self.overflow.replace(Some(all)).map_or(0, |before| all.wrapping_sub(before)));
+        Ok(Received { arrival, length, lost, segment: parts.segment.unwrap_or(length) })
     }
 
     /// Sends `bytes`, cut into datagrams of `segment` bytes.
@@ -305,7 +329,7 @@ mod tests {
         let mut buffer = [0; 16];
         let from = loop {
             match socket.receive(&mut buffer) {
-                Ok(Received { length: 4, segment: 4, arrival }) => break arrival.from,
+                Ok(Received { length: 4, segment: 4, arrival, .. }) => break arrival.from,
                 Ok(other) => panic!("another datagram: {other:?}"),
                 Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
             }
@@ -315,6 +339,31 @@ mod tests {
         assert_eq!(sender.recv(&mut buffer).unwrap(), 4);
         let error = LaneSocket::open(3, port, 0, Offload::NONE).unwrap_err().to_string();
         assert!(error.contains(&port.to_string()) && error.contains("lane 3"), "{error}");
+    }
+
+    #[test]
+    fn what_does_not_fit_the_buffer_is_told() {
+        let socket = LaneSocket::open(0, 0, 0, Offload::ALL).unwrap();
+        let port = socket.socket.local_addr().unwrap().port();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        const SENT: u32 = 20_000;
+        for _ in 0..SENT {
+            sender.send_to(&[0; 1000], ("127.0.0.1", port)).unwrap();
+        }
+        let mut buffer = vec![0; 65_536];
+        let (mut got, mut lost) = (0, 0);
+        let mut drain = || {
+            while let Ok(received) = socket.receive(&mut buffer) {
+                got += received.length.div_ceil(received.segment) as u32;
+                lost += received.lost;
+            }
+        };
+        drain();
+        // What comes next tells of what was lost before.
+        sender.send_to(&[0; 1000], ("127.0.0.1", port)).unwrap();
+        drain();
+        assert_eq!(got + lost, SENT + 1);
+        assert!(lost > 0, "everything fitted");
     }
 
     /// Two sockets on loopback, over IPv4 and IPv6: several datagrams with one call, and the ECN bits.

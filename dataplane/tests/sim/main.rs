@@ -8,6 +8,7 @@ mod hostile;
 mod lifecycle;
 mod liveness;
 mod net;
+mod overload;
 mod path;
 mod path_mtu;
 mod scale;

@@ -1,0 +1,157 @@
+//! What an idle peer with a session takes of memory.
+
+// Helpers of tests are tests too, though clippy does not see it.
+#![allow(clippy::unwrap_used)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use podspan_dataplane::core::{Arrival, Batch, Config, Core, Departure, Sink, Time, TunnelTag};
+use podspan_dataplane::offload::Ecn;
+use podspan_dataplane::table::Table;
+use podspan_dataplane::{DropCause, LaneSecret, PeerSpec, RouteSpec, TableSpec};
+use podspan_wire::{Lane, LaneKey};
+
+/// The most that it may take, bytes.
+const MOST: isize = 16 << 10;
+
+/// Counts what the gateway has, while it works.
+struct Counting;
+
+static ON: AtomicBool = AtomicBool::new(false);
+static BYTES: AtomicIsize = AtomicIsize::new(0);
+
+fn count(bytes: isize) {
+    if ON.load(Relaxed) {
+        BYTES.fetch_add(bytes, Relaxed);
+    }
+}
+
+// SAFETY: everything is passed on to the system's allocator as it came; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        count(-(layout.size() as isize));
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+struct Out {
+    datagram: Vec<u8>,
+    packet: Vec<u8>,
+    sent: Vec<(SocketAddr, Vec<u8>)>,
+}
+
+impl Sink for Out {
+    fn datagram(&mut self, _: usize) -> &mut [u8] {
+        &mut self.datagram
+    }
+
+    fn send(&mut self, length: usize, how: Departure) -> Result<(), DropCause> {
+        let was = ON.swap(false, Relaxed);
+        self.sent.push((how.to, self.datagram[..length].to_vec()));
+        ON.store(was, Relaxed);
+        Ok(())
+    }
+
+    fn packet(&mut self, _: usize) -> &mut [u8] {
+        &mut self.packet
+    }
+
+    fn deliver(&mut self, _: usize, _: TunnelTag) -> Result<(), DropCause> {
+        Ok(())
+    }
+}
+
+fn address(n: usize) -> SocketAddr {
+    ([10, 9, (n >> 8) as u8, n as u8], 51840).into()
+}
+
+fn table(own: LaneKey, peers: &[(usize, LaneKey)], dial: bool) -> Arc<Table> {
+    let peer = |&(n, key): &(usize, LaneKey)| PeerSpec {
+        id: format!("cloud/n{n}").parse().unwrap(),
+        lanes: vec![Lane { key, port: 51840 }],
+        endpoints: vec![address(n).ip()],
+        learned: vec![],
+        persistent_keepalive: None,
+        dial,
+        weight: 10,
+    };
+    let route = |&(n, _): &(usize, LaneKey)| RouteSpec {
+        cidr: format!("10.{}.{}.0/24", 64 + (n >> 8), n & 0xff).parse().unwrap(),
+        owner: Some(format!("cloud/n{n}").parse().unwrap()),
+        gateways: vec![],
+    };
+    let spec = TableSpec {
+        peers: peers.iter().map(peer).collect(),
+        routes: peers.iter().map(route).collect(),
+        clusters: vec![],
+    };
+    let (table, rejected) = Table::new(spec, &[own], &Table::default());
+    assert!(rejected.is_empty(), "{:?}", rejected[0]);
+    Arc::new(table)
+}
+
+/// Bytes that a gateway with so many peers has once all have shaken hands.
+fn gateway(peers: usize) -> isize {
+    let secret = |n: usize| {
+        let mut bytes = [7; 32];
+        bytes[8..16].copy_from_slice(&(n as u64).to_le_bytes());
+        LaneSecret::from_bytes(bytes)
+    };
+    let keys: Vec<_> = (0..=peers).map(|n| (n, secret(n).public())).collect();
+    let config = |n| Config { lane: 0, secret: secret(n), handshake_limit: u64::MAX, seed: n as u64 };
+    let mut out = Out { datagram: vec![0; 65_568], packet: vec![0; 65_568], sent: Vec::new() };
+    let now = Time::default() + Duration::from_secs(1);
+    BYTES.store(0, Relaxed);
+    ON.store(true, Relaxed);
+    let mut hub = Core::new(config(0));
+    hub.set_table(now, table(keys[0].1, &keys[1..], false));
+    ON.store(false, Relaxed);
+    let arrive = |core: &mut Core, from: usize, bytes: &[u8], out: &mut Out, counted: bool| {
+        let mut batch = Batch::default();
+        batch.room().unwrap()[..bytes.len()].copy_from_slice(bytes);
+        batch.push(Arrival { from: address(from), ecn: Ecn::NotEct }, bytes.len());
+        ON.store(counted, Relaxed);
+        core.handle_udp(now, &batch, out);
+        core.handle_timeout(now, out);
+        ON.store(false, Relaxed);
+    };
+    for n in 1..=peers {
+        let mut node = Core::new(config(n));
+        node.set_table(now, table(keys[n].1, &keys[..1], true));
+        node.handle_timeout(now, &mut out);
+        for _ in 0..4 {
+            for (to, bytes) in std::mem::take(&mut out.sent) {
+                if to == address(0) {
+                    arrive(&mut hub, n, &bytes, &mut out, true);
+                } else {
+                    arrive(&mut node, 0, &bytes, &mut out, false);
+                }
+            }
+        }
+        out.sent.clear();
+    }
+    assert_eq!(hub.status(51840).handshakes, peers as u64);
+    BYTES.load(Relaxed)
+}
+
+#[test]
+fn an_idle_peer_takes_less_than_16_kb() {
+    let (few, many) = (gateway(100), gateway(500));
+    let each = (many - few) / 400;
+    println!("{each} bytes for each peer");
+    assert!((1000..MOST).contains(&each), "{each} bytes for each peer");
+}
