@@ -208,3 +208,40 @@ impl SignedRecord {
         Some((record.id(), record.version))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn record(extensions: serde_json::Value) -> Record {
+        serde_json::from_value(json!({
+            "clusterSet": crate::keys::RootKey::from_seed(&[1; 32]).public().to_string(),
+            "cluster": "beta", "node": "node-1", "state": "active", "lanes": [], "endpoints": [],
+            "podCidrs": ["10.2.1.0/24", "fd00:10:2:1::/64"], "serviceCidrs": [], "gateway": true,
+            "version": { "epoch": 1, "sequence": 1 }, "notAfter": 1, "extensions": extensions,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_this_version_adds_is_read_and_nonsense_is_passed_over() {
+        let addresses: Vec<IpAddr> = vec!["10.2.1.1".parse().unwrap(), "fd00:10:2:1::1".parse().unwrap()];
+        let written = record(serde_json::to_value(Record::extensions(Some(70), &addresses)).unwrap());
+        assert_eq!((written.gateway_weight(), written.host_addresses()), (70, addresses));
+        assert!(Record::extensions(None, &[]).is_empty());
+        for (extensions, weight) in [
+            (json!({}), DEFAULT_GATEWAY_WEIGHT),
+            (json!({ "gateway-weight": 0 }), DEFAULT_GATEWAY_WEIGHT),
+            (json!({ "gateway-weight": 101 }), DEFAULT_GATEWAY_WEIGHT),
+            (json!({ "gateway-weight": "70" }), DEFAULT_GATEWAY_WEIGHT),
+            (json!({ "gateway-weight": 100 }), 100),
+        ] {
+            assert_eq!(record(extensions.clone()).gateway_weight(), weight, "{extensions}");
+        }
+        // Only addresses of the node's own: whoever is named otherwise is not to be asked.
+        let strangers = record(json!({ "host-addresses": ["192.0.2.1", 5, "10.2.1.7", "nonsense"] }));
+        assert_eq!(strangers.host_addresses(), ["10.2.1.7".parse::<IpAddr>().unwrap()]);
+    }
+}

@@ -108,6 +108,8 @@ pub(crate) struct Sim {
     pub(crate) largest: BTreeMap<(IpAddr, IpAddr), usize>,
     /// How much longer than by the weather the way from an address takes.
     pub(crate) delay: BTreeMap<IpAddr, Duration>,
+    /// The time that the cores of node 0 really took.
+    pub(crate) took: Duration,
     /// Nodes whose links are down: the network neither takes from them nor gives to them.
     pub(crate) unplugged: BTreeSet<usize>,
     pub(crate) handshake_limit: u64,
@@ -162,6 +164,7 @@ impl Sim {
             vanished: Vec::new(),
             largest: BTreeMap::new(),
             delay: BTreeMap::new(),
+            took: Duration::ZERO,
             unplugged: BTreeSet::new(),
             handshake_limit: 1000,
             rng: seed,
@@ -330,7 +333,11 @@ impl Sim {
             sent: Vec::new(),
             delivered: Vec::new(),
         };
+        let begin = std::time::Instant::now();
         work(&mut self.nodes[node].cores[lane], self.now, &mut out);
+        if node == 0 {
+            self.took += begin.elapsed();
+        }
         let now = self.now;
         self.nodes[node].inbox.extend(out.delivered.into_iter().map(|packet| (now, lane, packet)));
         for (Departure { to, ecn, whole, .. }, bytes) in out.sent {

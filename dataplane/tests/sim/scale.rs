@@ -1,6 +1,7 @@
 //! Many peers: what they cost when nothing happens.
 
 use crate::net::{MS, S, Sim, udp};
+use std::time::Duration;
 
 #[test]
 fn five_thousand_idle_peers_cost_one_tick_each_a_second_or_none() {
@@ -37,4 +38,40 @@ fn five_thousand_idle_peers_cost_one_tick_each_a_second_or_none() {
     let before = sim.worker(0, 0).ticks;
     sim.run(10 * S);
     assert_eq!(sim.worker(0, 0).ticks, before);
+}
+
+/// What idle peers that dial a gateway cost it: how often each is to probe, the gateway says. Prints what the core
+/// took for each (`cargo test --release -p podspan-dataplane --features sim --test sim idle -- --nocapture`); the
+/// system calls come on top, one to receive and one to send for each probe at most.
+#[test]
+fn idle_peers_probe_as_seldom_as_the_gateway_has_peers() {
+    println!("peers  probes/s  core us/s");
+    for (peers, every) in [(100, 5), (500, 5)] {
+        let mut sim = Sim::new(2);
+        sim.add("alpha/g", "192.0.2.1", 1);
+        for peer in 1..=peers {
+            sim.add(&format!("beta/n{peer}"), &format!("10.200.{}.{}", peer / 250, peer % 250 + 1), 1);
+            sim.link(0, peer, &[]).endpoints.clear();
+            sim.link(peer, 0, &["10.0.0.0/16"]).dial = true;
+        }
+        for node in 1..=peers {
+            sim.apply(node);
+            if node % 50 == 0 {
+                sim.run(20 * MS);
+            }
+        }
+        sim.apply(0);
+        sim.run(60 * S);
+        let probes = |sim: &Sim| -> u64 {
+            sim.nodes[0].table.status(sim.now).iter().flat_map(|p| &p.lanes).map(|l| l.replies_sent).sum()
+        };
+        let (before, took) = (probes(&sim), sim.took);
+        sim.run(30 * S);
+        let each_second = (probes(&sim) - before) / 30;
+        let took = (sim.took - took) / 30;
+        println!("{peers:5}  {each_second:8}  {:9}", took.as_micros());
+        let wanted = peers as u64 / every;
+        assert!((wanted * 85 / 100..=wanted * 101 / 100).contains(&each_second), "{peers}: {each_second}");
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
 }

@@ -211,3 +211,31 @@ fn by_service(service: &Service, which: &str, wrong: &mut Vec<Contradiction>) ->
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Node;
+    use serde_json::json;
+
+    use super::*;
+
+    fn objects(node: serde_json::Value) -> Objects {
+        let node: Node = serde_json::from_value(node).unwrap();
+        Objects { node: Some(node), ..Objects::default() }
+    }
+
+    #[test]
+    fn weights_and_cordons() {
+        for (text, expected) in
+            [("20", Some(20)), (" 100 ", Some(100)), ("0", None), ("101", None), ("many", None)]
+        {
+            let mut wrong = Vec::new();
+            let node = json!({ "metadata": { "name": "n", "annotations": { GATEWAY_WEIGHT_ANNOTATION: text } } });
+            assert_eq!(weight(&objects(node), &mut wrong), expected, "{text}");
+            assert_eq!(wrong.len(), usize::from(expected.is_none()), "{text}: {wrong:?}");
+        }
+        assert_eq!(weight(&objects(json!({ "metadata": {} })), &mut Vec::new()), None);
+        assert!(is_cordoned(&objects(json!({ "metadata": {}, "spec": { "unschedulable": true } }))));
+        assert!(!is_cordoned(&objects(json!({ "metadata": {}, "spec": {} }))));
+    }
+}
