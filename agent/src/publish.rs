@@ -1,6 +1,5 @@
 //! Publishing: this node's record, signed, put and its lease renewed.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

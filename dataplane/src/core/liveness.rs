@@ -194,7 +194,9 @@ mod tests {
 
     #[test]
     fn ten_thousand_idle_peers_send_no_more_probes_than_two_thousand() {
-        for (tunnels, seconds) in [(0, 5), (100, 5), (2000, 5), (4000, 10), (10_000, 25), (usize::MAX, u16::MAX)] {
+        for (tunnels, seconds) in
+            [(0, 5), (100, 5), (2000, 5), (4000, 10), (10_000, 25), (usize::MAX, u16::MAX)]
+        {
             assert_eq!(Core::pace(tunnels), seconds, "{tunnels}");
             assert!(tunnels == usize::MAX || tunnels / usize::from(seconds) <= IDLE_PROBES);
         }
