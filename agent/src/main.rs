@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
-use podspan_agent::config::OnExit;
+use podspan_agent::config::{AfterTakeover, OnExit};
 use podspan_agent::run;
 use podspan_agent::takeover::probe;
 use tokio::runtime::Runtime;
@@ -31,6 +30,12 @@ struct Run {
     /// What happens to routes and rules when the agent is told to stop; overrides `on-exit`.
     #[arg(long, value_parser = |text: &str| text.parse::<OnExit>())]
     on_exit: Option<OnExit>,
+    /// What it does once another agent has taken over from it; overrides `after-takeover`.
+    #[arg(long, value_parser = |text: &str| text.parse::<AfterTakeover>())]
+    after_takeover: Option<AfterTakeover>,
+    /// Where this very process is asked by `podspan-agent probe`; overrides `probe-socket`.
+    #[arg(long, value_name = "PATH")]
+    probe_socket: Option<PathBuf>,
     /// How log lines look. Levels by the variable PODSPAN_LOG, such as `debug` or `podspan_agent=debug`.
     #[arg(long, value_enum, default_value_t = Log::Text)]
     log: Log,
@@ -49,16 +54,16 @@ enum Command {
         #[arg(long, value_name = "FILE", default_value = "/etc/podspan/agent.toml")]
         config: PathBuf,
     },
-    /// Ask the agent that has the `probe-socket` of these settings whether it is alive, or ready.
+    /// Ask the agent with this probe-socket whether it is alive, or ready.
     ///
-    /// For a kubelet, whose pods may run side by side on one node while one follows the other.
+    /// For a kubelet: while one agent follows another, both run on one node, and the health port is the node's.
     Probe {
         /// What is asked.
         #[arg(value_enum)]
         question: Question,
-        /// The settings file.
-        #[arg(long, value_name = "FILE", default_value = "/etc/podspan/agent.toml")]
-        config: PathBuf,
+        /// The agent's probe-socket.
+        #[arg(long, value_name = "PATH")]
+        socket: PathBuf,
     },
 }
 
@@ -125,9 +130,7 @@ fn work(cli: Cli, runtime: &Runtime) -> anyhow::Result<()> {
             set_up_log(Log::Text);
             runtime.block_on(run::clean(&run::read_config(&config)?))
         }
-        Some(Command::Probe { question, config }) => {
-            let config = run::read_config(&config)?;
-            let socket = config.probe_socket.context("the settings name no probe-socket")?;
+        Some(Command::Probe { question, socket }) => {
             let question = match question {
                 Question::Alive => "alive",
                 Question::Ready => "ready",
@@ -142,6 +145,8 @@ fn work(cli: Cli, runtime: &Runtime) -> anyhow::Result<()> {
                 return Ok(());
             }
             config.on_exit = cli.run.on_exit.unwrap_or(config.on_exit);
+            config.after_takeover = cli.run.after_takeover.unwrap_or(config.after_takeover);
+            config.probe_socket = cli.run.probe_socket.or(config.probe_socket);
             set_up_log(cli.run.log);
             runtime.block_on(run::run(config))
         }

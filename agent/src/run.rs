@@ -27,6 +27,7 @@ use crate::start::{self, Desk, Door, Start};
 use crate::state::StateDir;
 use crate::takeover::heir::{self, Followed, Parts};
 use crate::takeover::lender::{Lender, Outcome, Taken, Until};
+use crate::takeover::notify;
 use crate::takeover::probe::{Phase, Probe};
 use crate::{brokers, bundle_watch, cni_install, departed, files, host};
 
@@ -246,6 +247,8 @@ async fn life(
     };
     let controller =
         Controller::start(setup, Outbox { announcement, seen: seen_sender, lapsed: lapsed_sender }).await;
+    // Before the agent that this one follows ends: a service manager would take that for the service's end.
+    notify::running();
     let finishing = before.map(|before| heir::finish(before, dataplane.clone()));
 
     let announced = announcements.clone();

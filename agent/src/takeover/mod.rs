@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod heir;
 pub mod lender;
+pub mod notify;
 pub mod probe;
 pub mod talk;
 
