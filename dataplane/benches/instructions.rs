@@ -21,6 +21,8 @@ use work::{WORK, Work};
 
 /// By how much a count may grow, percent.
 const TOLERANCE: f64 = 5.0;
+/// Rounds of each work.
+const ROUNDS: usize = 20;
 const NOTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
 const HEAD: &str = "# Instructions per packet (or lookup), by callgrind. Made by:
 # cargo bench -p podspan-dataplane --bench instructions -- --update
@@ -35,7 +37,7 @@ fn measured(work: &mut dyn FnMut()) {
 /// Runs inside callgrind.
 fn run(work: &Work) {
     let mut prepared = (work.prepare)();
-    for _ in 0..work.rounds {
+    for _ in 0..ROUNDS {
         let mut round = prepared();
         measured(&mut *round);
     }
@@ -58,7 +60,7 @@ fn count(work: &Work) -> Result<f64, String> {
     let collected =
         text.lines().find_map(|line| line.split("Collected :").nth(1)?.trim().parse::<f64>().ok());
     match collected.filter(|&n| n > 0.0 && output.status.success()) {
-        Some(n) => Ok(n / work.rounds as f64 / work.packets as f64),
+        Some(n) => Ok(n / ROUNDS as f64 / work.packets as f64),
         None => Err(format!("{} counted nothing under callgrind; it said:\n{text}", work.name)),
     }
 }

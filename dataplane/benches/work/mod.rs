@@ -20,8 +20,6 @@ pub(crate) type Round = Box<dyn FnMut()>;
 pub(crate) struct Work {
     /// Its name.
     pub(crate) name: &'static str,
-    /// Rounds that give a good figure.
-    pub(crate) rounds: usize,
     /// Packets, or lookups, in a round.
     pub(crate) packets: usize,
     /// Sets it up; what comes back makes one round after the other ready.
@@ -38,14 +36,14 @@ const LOOKUPS: usize = 4096;
 
 /// All of it.
 pub(crate) const WORK: &[Work] = &[
-    Work { name: "seal", rounds: 20, packets: SEGMENTS, prepare: || seal(true) },
-    Work { name: "seal-small", rounds: 20, packets: BATCH, prepare: || seal(false) },
-    Work { name: "open", rounds: 20, packets: SEGMENTS, prepare: || open(true) },
-    Work { name: "open-small", rounds: 20, packets: BATCH, prepare: || open(false) },
-    Work { name: "lookup-10", rounds: 4, packets: LOOKUPS, prepare: || lookup(10) },
-    Work { name: "lookup-100000", rounds: 4, packets: LOOKUPS, prepare: || lookup(100_000) },
-    Work { name: "segmentation", rounds: 20, packets: SEGMENTS, prepare: segmentation },
-    Work { name: "coalescing", rounds: 20, packets: SEGMENTS, prepare: coalescing },
+    Work { name: "seal", packets: SEGMENTS, prepare: || seal(true) },
+    Work { name: "seal-small", packets: BATCH, prepare: || seal(false) },
+    Work { name: "open", packets: SEGMENTS, prepare: || open(true) },
+    Work { name: "open-small", packets: BATCH, prepare: || open(false) },
+    Work { name: "lookup-10", packets: LOOKUPS, prepare: || lookup(10) },
+    Work { name: "lookup-100000", packets: LOOKUPS, prepare: || lookup(100_000) },
+    Work { name: "segmentation", packets: SEGMENTS, prepare: segmentation },
+    Work { name: "coalescing", packets: SEGMENTS, prepare: coalescing },
 ];
 
 /// Whether the processor is one whose counts were noted.
@@ -58,18 +56,12 @@ pub(crate) fn has_avx2() -> bool {
 
 fn seal(big: bool) -> Box<dyn FnMut() -> Round> {
     let mut pair = Pair::established();
-    Box::new(move || {
-        let mut sealing = pair.sealing(big);
-        Box::new(move || sealing())
-    })
+    Box::new(move || Box::new(pair.sealing(big)))
 }
 
 fn open(big: bool) -> Box<dyn FnMut() -> Round> {
     let mut pair = Pair::established();
-    Box::new(move || {
-        let mut opening = pair.opening(big);
-        Box::new(move || opening())
-    })
+    Box::new(move || Box::new(pair.opening(big)))
 }
 
 /// Addresses of `prefixes` routes, in no order.
