@@ -73,7 +73,7 @@ impl Clusters {
             self.podspan(programs, &args).args(cidrs).arg("--out").arg(bundle(cluster.name)).run_ok()?;
         }
         for cluster in &self.plan.clusters {
-            self.join_one(programs, cluster.name)?;
+            self.join_one(programs, cluster.name, &[])?;
         }
         for cluster in &self.plan.clusters {
             self.wait_until_connected(cluster.name)?;
@@ -89,11 +89,11 @@ impl Clusters {
         let args =
             ["cluster", "grant", cluster, "--dir", &set, "--renew", "--bundle", &bundle, "--overwrite"];
         self.podspan(programs, &args).args(["--pod-cidr", &pods, "--out", &bundle]).run_ok()?;
-        self.join_one(programs, cluster)
+        self.join_one(programs, cluster, &[])
     }
 
-    /// `podspan join` of one cluster; the broker runs in alpha.
-    pub(crate) fn join_one(&self, programs: &Programs, cluster: &str) -> Result<()> {
+    /// `podspan join` of one cluster, with more options; the broker runs in alpha.
+    pub(crate) fn join_one(&self, programs: &Programs, cluster: &str, more: &[&str]) -> Result<()> {
         let plan = self.plan.cluster(cluster)?;
         let gateways: Vec<_> = plan.nodes.iter().map(|node| node.name.clone()).collect();
         let (bundle, gateways) = (bundle(cluster).display().to_string(), gateways.join(","));
@@ -102,7 +102,7 @@ impl Clusters {
         if cluster == "alpha" {
             args.extend(["--broker-here", "--broker-tls", &tls]);
         }
-        if let Err(error) = self.podspan(programs, &args).run_ok() {
+        if let Err(error) = self.podspan(programs, &args).args(more).run_ok() {
             let pods = self.kubectl(cluster, &["-n", PODSPAN, "describe", "pods"]).unwrap_or_default();
             let logs =
                 ["-n", PODSPAN, "logs", "-l", "app.kubernetes.io/component=agent", "--tail=20", "--prefix"];

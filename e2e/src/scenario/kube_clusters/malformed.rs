@@ -95,7 +95,7 @@ pub(super) fn malformed(clusters: &mut Clusters) -> Result<()> {
     told(clusters, "ClusterSet", "podspan", "InvalidSetting")?;
     // Nothing can be applied over what the schema would not have let in: it goes before the schema comes back.
     clusters.kubectl("beta", &["delete", "clusterset", "podspan"])?;
-    clusters.join_one(clusters.programs()?, "beta")?;
+    clusters.join_one(clusters.programs()?, "beta", &["--force-conflicts"])?;
     until("all is well again", SOON, || {
         Ok(condition(clusters, "NoConflict")?[0] == "True" && condition(clusters, "Ready")?[0] == "True")
     })?;
