@@ -61,6 +61,8 @@ enum Command {
     Kube(kube::KubeCommand),
     /// Run all tests: unit, property, simulated, and the lab's scenarios
     Test(scenario::TestArgs),
+    /// Do random things to the world, by seed, and look at what must hold whatever happens
+    Chaos(scenario::ChaosArgs),
     /// Measure podspan's data plane side by side with what people would use instead
     Bench(bench::BenchArgs),
     /// Be one end of a tunnel that encrypts nothing
@@ -136,6 +138,7 @@ fn main() -> ExitCode {
             Command::Up(up) => commands::up(&up),
             Command::Down => commands::down(),
             Command::Kube(command) => kube::run(&command),
+            Command::Chaos(args) => scenario::chaos(&args),
             Command::Test(args) => scenario::test(&args),
             Command::Bench(args) => bench::run(&args),
             _ => status::status(),

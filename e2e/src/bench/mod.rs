@@ -6,6 +6,7 @@
 mod contender;
 mod cpu;
 mod crypto;
+mod failover;
 mod figure;
 mod forwarder;
 mod frame;
@@ -75,12 +76,15 @@ pub(crate) struct BenchArgs {
 
 /// What else is measured, apart from throughput and cost.
 #[derive(Debug, Subcommand)]
-enum OtherBench {}
+enum OtherBench {
+    /// How long traffic stops when a gateway dies
+    Failover(failover::FailoverArgs),
+}
 
 /// Runs it.
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     match &args.other {
-        Some(other) => match *other {},
+        Some(OtherBench::Failover(args)) => failover::run(args),
         None => tunnels(args),
     }
 }

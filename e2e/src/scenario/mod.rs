@@ -1,6 +1,8 @@
 //! Scenarios: each shows one thing in a world of a certain kind.
 
 mod baseline;
+mod chaos;
+pub(crate) mod failover;
 mod impaired;
 mod joined;
 mod kube_api;
@@ -17,6 +19,7 @@ use crate::rules::{Backend, Variant};
 use crate::world::World;
 
 use place::Place;
+pub(crate) use chaos::{ChaosArgs, chaos};
 pub(crate) use runner::{TestArgs, test};
 
 /// In which world a scenario plays. Those of one world run one after the other in it.
@@ -78,6 +81,8 @@ pub(crate) fn all() -> Vec<Scenario> {
             all.extend(joined::reach(setting));
             if backend == Backend::IptablesNft && cluster_cidr {
                 all.extend(joined::rest(setting));
+                all.extend(failover::scenarios(setting));
+                all.extend(chaos::scenarios(setting));
             }
         }
     }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 
 use super::place::{Built, Place};
-use super::{Scenario, all, kube_api, kube_clusters};
+use super::{Scenario, all, failover, kube_api, kube_clusters};
 use crate::screen::Screen;
 use crate::{build, kube, requirements, signals};
 
@@ -18,6 +18,9 @@ pub(crate) struct TestArgs {
     /// Also what takes two clusters of real Kubernetes
     #[arg(long)]
     kube: bool,
+    /// Try what is tried several times 30 times instead of 3, and what takes long; an API server is away for ten minutes
+    #[arg(long)]
+    soak: bool,
     /// Tell the names and what each shows, and run nothing
     #[arg(long)]
     list: bool,
@@ -79,6 +82,10 @@ impl Tally {
 pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     fn wanted_of<P: Place>(args: &TestArgs, all: Vec<Scenario<P>>) -> Vec<Scenario<P>> {
         all.into_iter().filter(|scenario| args.wants(&scenario.full_name())).collect()
+    }
+    if args.soak {
+        failover::soak();
+        kube_clusters::SOAK.store(true, std::sync::atomic::Ordering::Relaxed);
     }
     let cargo: Vec<_> = CARGO_TESTS.into_iter().filter(|(name, ..)| args.wants(name)).collect();
     let worlds = wanted_of(args, all());

@@ -140,6 +140,8 @@ pub(crate) enum Request {
     Begin,
     /// The window so far.
     Report,
+    /// How many datagrams came back since the start, at once.
+    Count,
 }
 
 /// What a sender answers.
@@ -148,6 +150,7 @@ pub(crate) enum Request {
 pub(crate) enum Answer {
     Done,
     Report(Box<Report>),
+    Count(u64),
 }
 
 /// What arrived at a pod, as its probe server tells it; windows begin with each look.
@@ -191,9 +194,5 @@ impl Report {
 
     pub(crate) fn broken(&self) -> u64 {
         self.tcp.iter().map(|connections| connections.broken).sum()
-    }
-
-    pub(crate) fn stall_us(&self) -> u64 {
-        self.tcp.iter().map(|connections| connections.stall_us).max().unwrap_or(0)
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use super::{Answer, Plan, Report, Request};
 use crate::command::Cmd;
@@ -53,7 +53,24 @@ impl Traffic {
     pub(crate) fn report(&self) -> Result<Report> {
         match self.ask(Request::Report)? {
             Answer::Report(report) => Ok(*report),
-            Answer::Done => bail!("{} does not tell what it did", self.name),
+            other => bail!("{} does not tell what it did: {other:?}", self.name),
+        }
+    }
+
+    /// The same of several, at a time.
+    pub(crate) fn reports(senders: &[Self]) -> Result<Vec<Report>> {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = senders.iter().map(|sender| scope.spawn(|| sender.report())).collect();
+            let joined = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+            joined.map(|report| report.map_err(|_| anyhow!("a thread panicked"))?).collect()
+        })
+    }
+
+    /// How many datagrams came back since the start.
+    pub(crate) fn count(&self) -> Result<u64> {
+        match self.ask(Request::Count)? {
+            Answer::Count(count) => Ok(count),
+            other => bail!("{} does not count: {other:?}", self.name),
         }
     }
 

@@ -48,6 +48,7 @@ pub(crate) fn run(args: &TrafficArgs) -> Result<()> {
                 Answer::Done
             }
             Request::Report => Answer::Report(Box::new(all.report())),
+            Request::Count => Answer::Count(all.udp.iter().map(|flows| flows.count()).sum()),
         })
     })?;
     loop {

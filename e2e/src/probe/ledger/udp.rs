@@ -32,6 +32,8 @@ struct State {
     flows: Vec<Flow>,
     wrong: Vec<String>,
     stall: Duration,
+    /// Echoes since the start.
+    count: u64,
 }
 
 #[derive(Debug, Default)]
@@ -58,7 +60,7 @@ impl Flows {
         let sockets = (0..plan.flows).map(socket).collect::<Result<Vec<_>>>()?;
         let flow = |number: usize| Flow { id: id + number as u64, ..Flow::default() };
         let flows = (0..plan.flows).map(flow).collect();
-        let state = Mutex::new(State { flows, wrong: Vec::new(), stall: Duration::ZERO });
+        let state = Mutex::new(State { flows, wrong: Vec::new(), stall: Duration::ZERO, count: 0 });
         Ok(Self { plan, from: from.to_owned(), sockets, begin: Instant::now(), state })
     }
 
@@ -134,6 +136,11 @@ impl Flows {
         }
     }
 
+    /// Echoes since the start.
+    pub(super) fn count(&self) -> u64 {
+        self.state().count
+    }
+
     /// A new window begins.
     pub(super) fn start_window(&self) {
         let now = self.begin.elapsed();
@@ -179,6 +186,7 @@ impl State {
             return Err(format!("{me}: an echo of what was never sent: {message:?}"));
         }
         flow.tally.arrive(now, message.number);
+        self.count += 1;
         Ok(())
     }
 

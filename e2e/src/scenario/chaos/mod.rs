@@ -29,6 +29,10 @@ const SHORT: Duration = Duration::from_secs(110);
 const LONG: Duration = Duration::from_secs(20 * 60);
 
 pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
+    // Not in every run yet: it has not been seen to pass on a machine that is as busy as CI's may be.
+    if !super::failover::is_soak() {
+        return Vec::new();
+    }
     vec![Scenario {
         setting,
         name: "chaos",
@@ -148,8 +152,7 @@ fn one(
         ),
     };
     let mut wrong = Vec::new();
-    for sender in senders {
-        let report = sender.report()?;
+    for (sender, report) in senders.iter().zip(Traffic::reports(senders)?) {
         wrong.extend(report.wrong);
         // WireGuard knows what it has seen: what the underlay doubles arrives once.
         let doubled: u64 = report.udp.iter().map(|flow| flow.window.duplicates).sum();
@@ -159,8 +162,7 @@ fn one(
         sender.begin()?;
     }
     signals::sleep(CLEAN)?;
-    for sender in senders {
-        let report = sender.report()?;
+    for (sender, report) in senders.iter().zip(Traffic::reports(senders)?) {
         if report.lost() * 100 > report.sent() * LOST {
             wrong.push(format!(
                 "{}: with all made good and well, {} of {} were lost; longest gap {} ms",

@@ -87,7 +87,8 @@ pub(super) struct Storm {
 }
 
 /// How long a storm lasts at most.
-pub(super) const STORM: Duration = Duration::from_secs(8);
+#[cfg(test)]
+const STORM: Duration = Duration::from_secs(8);
 
 const MOST: usize = 4;
 

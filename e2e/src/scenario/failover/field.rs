@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use podspan_wire::status::Liveness;
 
 use crate::impair;
-use crate::probe::{HttpPlan, TcpPlan, Traffic, TrafficPlan, TrafficReport, UdpPlan};
+use crate::probe::{HttpPlan, TcpPlan, Traffic, TrafficPlan, UdpPlan};
 use crate::signals;
 use crate::topology::{Family, POD_PORT, SERVICE_PORT};
 use crate::world::World;
@@ -51,11 +52,11 @@ impl Field {
                 let to = to.to_owned();
                 plan.udp.push(UdpPlan { to: to.clone(), target, flows, packets_per_second: rate });
                 plan.tcp.push(TcpPlan { to: to.clone(), target, connections, interval_ms: 100 });
-                plan.http.push(HttpPlan { to, target, interval_ms: 50, timeout_ms: 1000 });
+                plan.http.push(HttpPlan { to, target, interval_ms: 50, timeout_ms: 3000 });
                 if from == "beta/pod3" {
                     let target = SocketAddr::new(service.of(family), SERVICE_PORT);
                     let to = SERVICE.to_owned();
-                    plan.http.push(HttpPlan { to: to.clone(), target, interval_ms: 50, timeout_ms: 1000 });
+                    plan.http.push(HttpPlan { to: to.clone(), target, interval_ms: 50, timeout_ms: 3000 });
                     plan.tcp.push(TcpPlan { to, target, connections: 5, interval_ms: 100 });
                 }
             }
@@ -72,7 +73,7 @@ impl Field {
         const LIMIT: Duration = Duration::from_secs(20);
         let end = Instant::now() + LIMIT;
         loop {
-            let reports = self.reports()?;
+            let reports = Traffic::reports(&self.senders)?;
             let missing: Vec<_> = reports
                 .iter()
                 .flat_map(|report| &report.tcp)
@@ -94,19 +95,10 @@ impl Field {
         self.senders.iter().try_for_each(Traffic::begin)
     }
 
-    /// What has become of everything since, all senders at a time.
-    fn reports(&self) -> Result<Vec<TrafficReport>> {
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = self.senders.iter().map(|sender| scope.spawn(|| sender.report())).collect();
-            let joined = threads.into_iter().map(|thread| thread.join());
-            joined.map(|report| report.map_err(|_| anyhow::anyhow!("a thread panicked"))?).collect()
-        })
-    }
-
-    /// The same as one: pods and the service apart.
+    /// What has become of everything since: pods and the service apart.
     pub(crate) fn report(&self) -> Result<Seen> {
         let mut seen = Seen::default();
-        for report in self.reports()? {
+        for report in Traffic::reports(&self.senders)? {
             seen.gap_us = seen.gap_us.max(report.gap_us());
             seen.sent += report.sent();
             seen.lost += report.lost();
@@ -197,6 +189,21 @@ pub(crate) fn carrier(world: &World) -> Result<&'static str> {
         bail!("hardly anything goes through the gateways: {shares:?}");
     }
     Ok(*name)
+}
+
+/// The gateways that are not fit to take over as the nodes of other clusters see it, and why.
+pub(crate) fn unfit(world: &World) -> Result<Vec<String>> {
+    let mut unfit = Vec::new();
+    for (node, _) in CHOOSERS {
+        let status = world.agent_status(world.node(node)?)?;
+        for seen in status.clusters.iter().flat_map(|cluster| &cluster.nodes) {
+            let (name, liveness) = (seen.id.node.as_str(), seen.liveness());
+            if GATEWAYS.contains(&name) && liveness > Liveness::HeldDown {
+                unfit.push(format!("{node}: {name} is {}", liveness.label()));
+            }
+        }
+    }
+    Ok(unfit)
 }
 
 /// Nothing is left of a scenario but the world.

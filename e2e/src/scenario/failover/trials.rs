@@ -1,8 +1,8 @@
 //! A gateway dies, and is brought back, and dies again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::field::{self, Field, Seen};
 use super::{Findings, Strike};
@@ -16,6 +16,10 @@ pub(crate) const LONGEST_GAP: Duration = Duration::from_millis(500);
 
 /// How long all is quiet before a gateway dies.
 const QUIET: Duration = Duration::from_millis(400);
+
+/// How long it may take until nobody thinks ill of a gateway any more: loss is of the last 32 probes, which are one a
+/// second where nothing else is sent.
+const FIT: Duration = Duration::from_secs(45);
 
 /// How long a gateway that is back is left alone, so that it is fit to take over when the other one dies.
 const SETTLE: Duration = Duration::from_millis(800);
@@ -36,25 +40,23 @@ impl Trial {
 }
 
 /// Runs that many trials; the gateway that carries the traffic dies.
-pub(crate) fn run(world: &mut World, strike: Strike, count: usize) -> Result<Vec<Trial>> {
-    let result = run_all(world, strike, count);
+pub(crate) fn run(world: &mut World, strike: Strike, count: usize, screen: &Screen) -> Result<Vec<Trial>> {
+    let result = run_all(world, strike, count, screen);
     field::clean_up(world)?;
     result
 }
 
-fn run_all(world: &mut World, strike: Strike, count: usize) -> Result<Vec<Trial>> {
+fn run_all(world: &mut World, strike: Strike, count: usize, screen: &Screen) -> Result<Vec<Trial>> {
     if strike.needs_impairment() {
         impair::start(world)?;
     }
     let field = Field::start(world)?;
     let mut trials = Vec::new();
-    for number in 0..count {
+    for _ in 0..count {
         trials.push(one(world, strike, &field)?);
-        if number + 1 == count {
-            Screen::new(false).raw(&format!("           {}: {}", strike.label(), figures(&trials)));
-        }
     }
     field.stop()?;
+    screen.raw(&format!("           {}: {}", strike.label(), figures(&trials)));
     Ok(trials)
 }
 
@@ -78,12 +80,23 @@ fn one(world: &mut World, strike: Strike, field: &Field) -> Result<Trial> {
 fn wait_until_back(world: &World, field: &Field) -> Result<()> {
     world.wait_until_all_tunnels_stand()?;
     field.wait_until_all_stands()?;
+    let end = Instant::now() + FIT;
+    loop {
+        let unfit = field::unfit(world)?;
+        if unfit.is_empty() {
+            break;
+        }
+        if Instant::now() > end {
+            bail!("{} s after it was made good: {}", FIT.as_secs(), unfit.join("; "));
+        }
+        signals::sleep(Duration::from_millis(200))?;
+    }
     signals::sleep(SETTLE)?;
     Ok(())
 }
 
 /// Median, 99th percentile (nearest rank) and maximum.
-pub(crate) fn quantiles(trials: &[Trial]) -> [Duration; 3] {
+fn quantiles(trials: &[Trial]) -> [Duration; 3] {
     let mut gaps: Vec<_> = trials.iter().map(Trial::gap).collect();
     gaps.sort_unstable();
     let rank = |percent: usize| gaps.get((gaps.len() * percent).div_ceil(100).saturating_sub(1)).copied();
@@ -91,7 +104,7 @@ pub(crate) fn quantiles(trials: &[Trial]) -> [Duration; 3] {
 }
 
 /// A line for a person.
-pub(crate) fn figures(trials: &[Trial]) -> String {
+fn figures(trials: &[Trial]) -> String {
     let [p50, p99, max] = quantiles(trials).map(|gap| gap.as_millis());
     let sum = |field: fn(&Seen) -> u64| trials.iter().map(|trial| field(&trial.seen)).sum::<u64>();
     let most =

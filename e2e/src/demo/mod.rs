@@ -1,5 +1,7 @@
 //! `lab demo`: what podspan does, live, for somebody who sees it for the first time.
 
+mod failover;
+
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -45,6 +47,8 @@ struct Summary {
     pairs: Count,
     /// Pods and services, each family counted by itself.
     services: Count,
+    /// A gateway that died under traffic; null if it could not be shown.
+    failover: Option<failover::Seen>,
     /// What was there after the clean-up and not before; empty with --keep, where nothing is cleaned up.
     leftovers: Vec<String>,
     seconds: f64,
@@ -105,12 +109,18 @@ pub(crate) fn demo(demo: &Demo) -> Result<ExitCode> {
         show_matrix("Every pod, every service of every cluster", Matrix::of_services(&world)?, &screen);
     show_speed(&world, &screen)?;
     show_leaks(&world, &screen)?;
+    let died = failover::show(&mut world, &screen);
+    crate::signals::check()?;
+    if let Err(error) = &died {
+        screen.raw(&format!("This could not be shown: {error:#}"));
+    }
     let mut summary = Summary {
         clusters: world.topology.clouds.len(),
         nodes: world.topology.nodes().count(),
         pods: world.record.pods.len(),
         pairs: Count::of(&pods),
         services: Count::of(&services),
+        failover: died.ok(),
         leftovers: Vec::new(),
         seconds: 0.0,
     };

@@ -1,0 +1,88 @@
+//! A gateway that is drained, restarted and taken back loses nothing.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use super::field::{self, Field};
+use super::{Findings, count};
+use crate::command::Cmd;
+use crate::screen::Screen;
+use crate::signals;
+use crate::state;
+use crate::world::{self, World};
+
+/// How long the flows may take to leave.
+const LEFT: Duration = Duration::from_secs(5);
+
+/// What still goes through a gateway that nothing goes through, packets in half a second.
+const NOTHING: u64 = 10;
+
+/// The longest gap: nothing is lost, but a machine may be busy.
+const GAP: Duration = Duration::from_millis(300);
+
+pub(super) fn drain(world: &mut World) -> Result<()> {
+    let mut findings = Findings::default();
+    let field = Field::start(world)?;
+    let mut told = Vec::new();
+    for _ in 0..count() {
+        let victim = field::carrier(world)?;
+        field.begin()?;
+        signals::sleep(Duration::from_millis(300))?;
+        draining(world, victim, true)?;
+        let left = restart_when_left(world, victim);
+        draining(world, victim, false)?;
+        let left = left?;
+        world.wait_until_all_tunnels_stand()?;
+        // Until it is used again.
+        signals::sleep(Duration::from_secs(3))?;
+        let seen = field.report()?;
+        findings.require(seen.lost == 0 && seen.sent > 1000, || {
+            format!("{victim} was drained and started anew: {seen:?}")
+        });
+        let gap = Duration::from_micros(seen.gap_us);
+        findings.require(gap <= GAP + Duration::from_micros(seen.own_stall_us), || {
+            format!("{victim} was drained and started anew: a gap of {gap:?}")
+        });
+        findings.require(seen.pods.broken == 0 && seen.pods.failed == 0 && seen.pods.retried == 0, || {
+            format!("{victim} was drained and started anew: {:?}", seen.pods)
+        });
+        told.push(format!(
+            "{victim} left after {} ms, lost {} of {}",
+            left.as_millis(),
+            seen.lost,
+            seen.sent
+        ));
+    }
+    field.stop()?;
+    Screen::new(false).raw(&format!("           {}", told.join("; ")));
+    findings.conclude(count() * 3)
+}
+
+/// Waits until nothing goes through it, then starts its agent anew.
+fn restart_when_left(world: &mut World, victim: &'static str) -> Result<Duration> {
+    let begin = Instant::now();
+    let left = loop {
+        let now = begin.elapsed();
+        if field::shares(world, Duration::from_millis(500))?[victim] <= NOTHING {
+            break now;
+        }
+        if now > LEFT {
+            bail!("{} s after {victim} began to drain its flows have not left", LEFT.as_secs());
+        }
+    };
+    world.daemon(&world::agent_name(victim))?.end(Duration::from_secs(10))?;
+    signals::sleep(Duration::from_millis(500))?;
+    world.start_agent(victim)?;
+    Ok(left)
+}
+
+/// Has the node say that it is about to go, or that it stays.
+fn draining(world: &World, node: &str, on: bool) -> Result<()> {
+    let socket = state::path(world::node_directory(world.node(node)?)).join("agent.sock");
+    Cmd::new(&world.programs()?.cli)
+        .args(["gateway", if on { "drain" } else { "undrain" }, "--socket"])
+        .arg(socket)
+        .run_ok()?;
+    Ok(())
+}
