@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use podspan_wire::Cidr;
 use serde_json::json;
 
@@ -91,6 +91,9 @@ impl Clusters {
         self.site.record.daemons.retain(|daemon| daemon.name != node::daemon_name(node));
         self.site.record.save()?;
         self.site.remove_netns(&node.netns())?;
+        // The next node of that name is another machine.
+        let disk = node::disk(node, "");
+        std::fs::remove_dir_all(&disk).with_context(|| format!("cannot remove {}", disk.display()))?;
         let known = self.wait_for_pod_cidrs(index)?;
         self.kubectl(cluster, &["delete", "node", &node.name])?;
         for other in self.plan.clusters[index].nodes.iter().filter(|other| *other != node) {
