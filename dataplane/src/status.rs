@@ -105,7 +105,7 @@ pub(crate) fn liveness(health: &Health) -> Liveness {
     match (health.state(), health.rank()) {
         (State::Unproven, Rank::Good | Rank::Far) => Liveness::Unproven,
         (_, Rank::Good | Rank::Far | Rank::Unknown) => Liveness::Healthy,
-        (_, Rank::HeldDown) => Liveness::HeldDown,
+        (_, Rank::HeldDown | Rank::Returned) => Liveness::HeldDown,
         (_, Rank::Draining) => Liveness::Draining,
         (_, Rank::Lossy) => Liveness::Lossy,
         (_, Rank::Suspect) => Liveness::Suspect,

@@ -60,6 +60,8 @@ const FINE: u32 = 3;
 /// How long a tunnel that came back is avoided at first, and at most.
 const HOLD: Duration = Duration::from_secs(1);
 const MAX_HOLD: Duration = Duration::from_secs(60);
+/// How long one that failed again has to hold out before it is as good as another that is held down.
+const STEADY: Duration = Duration::from_secs(5);
 /// Health of this length makes earlier failures forgotten.
 const FORGIVEN: Duration = Duration::from_secs(300);
 
@@ -107,6 +109,8 @@ pub(crate) enum Rank {
     /// It does well, and a nearer one is asked for.
     Far,
     HeldDown,
+    /// The same, only just: it is not to get flows back from one that has been steady for longer.
+    Returned,
     Draining,
     Lossy,
     Suspect,
@@ -150,6 +154,9 @@ pub(crate) struct Health {
     used: Option<Time>,
     missed: Option<Time>,
     held_until: Time,
+    /// Whether it has held out for [`STEADY`] since it came back, and when it will have.
+    steady: bool,
+    steady_at: Time,
     failures: u32,
     healthy_since: Time,
     /// Handshakes completed since the last reply that no reply followed.
@@ -169,7 +176,8 @@ impl Health {
         let rank = match self.state {
             State::Unproven | State::Healthy if self.far => Rank::Far,
             State::Unproven | State::Healthy => Rank::Good,
-            State::HeldDown => Rank::HeldDown,
+            State::HeldDown if self.steady => Rank::HeldDown,
+            State::HeldDown => Rank::Returned,
             State::Lossy => Rank::Lossy,
             State::Suspect => Rank::Suspect,
             State::Dead => Rank::Dead,
@@ -292,7 +300,8 @@ impl Health {
             },
             (Demand::Idle, _) => idle,
             (_, State::Dead) => DEAD_IN_USE,
-            (Demand::InUse, _) => IN_USE,
+            // One that fails in step with rare probes would look well.
+            (Demand::InUse, _) | (_, State::HeldDown) => IN_USE,
             (Demand::Standby, _) => STANDBY,
         })
     }
@@ -320,7 +329,8 @@ impl Health {
     fn verdict_at(&self) -> Option<Time> {
         match self.state {
             State::HeldDown | State::Healthy | State::Lossy => {
-                let held = (self.state == State::HeldDown).then_some(self.held_until);
+                let next = if self.steady { self.held_until } else { self.held_until.min(self.steady_at) };
+                let held = (self.state == State::HeldDown).then_some(next);
                 [held, self.suspect_at()].into_iter().flatten().min()
             }
             State::Suspect => self.dead_at(),
@@ -457,6 +467,7 @@ impl Health {
     pub(crate) fn judge(&mut self, now: Time) -> bool {
         let before = self.state;
         let passed = |at: Option<Time>| at.is_some_and(|at| at <= now);
+        self.steady |= self.state == State::HeldDown && self.steady_at <= now;
         if self.state == State::HeldDown && self.held_until <= now {
             self.healthy_since = now;
             self.set(State::Healthy);
@@ -501,7 +512,7 @@ impl Health {
     /// Whether it is fit to take over from one that loses much.
     pub(crate) fn is_fine(&self, now: Time) -> bool {
         let (lost, of) = self.loss(now);
-        self.rank() <= Rank::HeldDown && self.proven() && lost == 0 && of >= FINE
+        self.rank() <= Rank::Returned && self.proven() && lost == 0 && of >= FINE
     }
 
     /// Another way is better.
@@ -520,6 +531,9 @@ impl Health {
     fn hold(&mut self, now: Time) {
         let hold = (HOLD * 2_u32.pow(self.failures.saturating_sub(1).min(16))).min(MAX_HOLD);
         self.held_until = now + hold;
+        // After its first failure it is as good as any that is held down.
+        self.steady = self.failures <= 1;
+        self.steady_at = now + STEADY;
         self.set(State::HeldDown);
     }
 

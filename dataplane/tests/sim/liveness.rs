@@ -462,3 +462,33 @@ fn one_that_does_not_forward_is_used_only_where_there_is_no_other() {
     longest_gap(&mut sim, 2 * S);
     assert_eq!(spread(&mut sim, 500), before);
 }
+
+/// Down and up each half second: in step with rare probes, so that these alone would see nothing of it.
+#[test]
+fn flows_do_not_follow_a_link_that_flaps() {
+    for flapping in [1, 2] {
+        let mut sim = cluster(22, 2);
+        // The other one has failed before, and is held down still.
+        longest_gap(&mut sim, 3 * S);
+        for _ in 0..6 {
+            sim.unplugged.insert(3 - flapping);
+            longest_gap(&mut sim, 700 * MS);
+            sim.unplugged.clear();
+            longest_gap(&mut sim, S);
+        }
+        longest_gap(&mut sim, 6 * S);
+        let mut longest = Duration::ZERO;
+        let mut lost = 0;
+        for _ in 0..15 {
+            sim.unplugged.insert(flapping);
+            let (down, lost_down) = longest_gap(&mut sim, 500 * MS);
+            sim.unplugged.clear();
+            let (up, lost_up) = longest_gap(&mut sim, 500 * MS);
+            longest = longest.max(down).max(up);
+            lost += lost_down + lost_up;
+        }
+        // Twenty packets each 10 ms: the flows of one gateway are lost for 0.3 s, a few times in all.
+        assert!(longest <= 310 * MS, "{longest:?}");
+        assert!(lost <= 20 * 30 * 4, "{lost}");
+    }
+}
