@@ -195,4 +195,9 @@ impl Report {
     pub(crate) fn broken(&self) -> u64 {
         self.tcp.iter().map(|connections| connections.broken).sum()
     }
+
+    /// The longest that any message of a connection waited for its echo, microseconds.
+    pub(crate) fn stall_us(&self) -> u64 {
+        self.tcp.iter().map(|connections| connections.stall_us).max().unwrap_or(0)
+    }
 }
