@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
 use podspan_broker::client::Event;
-use podspan_dataplane::{Dataplane, PeerStatus};
+use podspan_dataplane::{Dataplane, PathLimits, PeerStatus};
 use podspan_wire::local::{Answer, AttachmentDetail, PodRoutes, Request};
 use podspan_wire::status::BrokerStatus;
 use podspan_wire::{Bundle, Lane, NodeId, Record, Trust, UnixTime, VerifiedGrant};
@@ -30,6 +30,7 @@ use crate::host::{self, Host, HostEvent};
 use crate::membership::{Changes, Membership};
 use crate::liveness_log::LivenessLog;
 use crate::overview::{self, Parts};
+use crate::path_mtu::PathMtus;
 use crate::policy::Bypass;
 use crate::probe::plan::Planner;
 use crate::probe::{self, Prober};
@@ -147,6 +148,7 @@ pub struct Controller {
     published: Published,
     outbox: Outbox,
     started: UnixTime,
+    begun: Instant,
     desired: Option<DesiredState>,
     /// Where peers were heard in the last life: for the data plane to dial. Never changed, so that the
     /// table is not.
@@ -156,6 +158,8 @@ pub struct Controller {
     endpoints_written: Instant,
     housekept: Instant,
     up: BTreeMap<NodeId, bool>,
+    paths: PathMtus,
+    path_limits: Option<PathLimits>,
     repaired: mpsc::Receiver<Vec<AttachmentDetail>>,
     repair: watch::Sender<attachments::Repair>,
     /// What was learned since the last write, and since the last time it was applied.
@@ -204,6 +208,8 @@ impl Controller {
             endpoints_written: Instant::now(),
             housekept: Instant::now(),
             up: BTreeMap::new(),
+            paths: PathMtus::default(),
+            path_limits: None,
             unsaved: false,
             unapplied: false,
             rewritten: Instant::now(),
@@ -223,6 +229,7 @@ impl Controller {
             connected: BTreeMap::new(),
             published: Published::default(),
             started: now(),
+            begun: Instant::now(),
             disk: Disk::start(state),
             dataplane,
             config,
@@ -476,6 +483,7 @@ impl Controller {
     fn apply(&mut self) {
         self.unapplied = false;
         let desired = desired::desired(&Inputs {
+            paths: &self.paths,
             tunnel: &self.config.tunnel,
             grant: &self.grant,
             facts: &self.facts,
@@ -497,6 +505,13 @@ impl Controller {
                     vec![error.to_string()]
                 }
             };
+        }
+        let limits = PathLimits {
+            underlay: u16::try_from(self.underlay.mtu).unwrap_or(u16::MAX),
+            largest: u16::try_from(desired.host.mtu).unwrap_or(u16::MAX),
+        };
+        if self.path_limits.replace(limits) != Some(limits) {
+            self.dataplane.set_path_limits(limits);
         }
         if before.as_ref().is_none_or(|before| before.host != desired.host) {
             self.host.set(desired.host.clone());
@@ -521,6 +536,8 @@ impl Controller {
         }
         let status = self.dataplane.status();
         self.look_at_gateways(&status.peers);
+        let since = self.begun.elapsed();
+        self.unapplied |= self.paths.observe(since, &status.peers);
         let mut fresh = false;
         let before = std::mem::take(&mut self.up);
         for peer in status.peers {
@@ -674,6 +691,8 @@ impl Controller {
             source: self.config.source.kind(),
             lanes: &self.lanes,
             mtu: self.desired.as_ref().map_or(0, |desired| desired.host.mtu),
+            underlay_mtu: self.underlay.mtu,
+            route_mtus: self.desired.as_ref().map(|desired| &desired.host.route_mtus),
             membership: &self.membership,
             dataplane: &dataplane,
             kernel: self.host.status(),

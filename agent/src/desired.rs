@@ -11,16 +11,21 @@ use crate::config::Tunnel;
 use crate::facts::LocalFacts;
 use crate::host::HostDesired;
 use crate::membership::RemoteNode;
+use crate::path_mtu::PathMtus;
 use crate::policy::Policy;
 use crate::state::Endpoints;
+use crate::underlay::USUAL_MTU;
 
 /// Bytes that a tunnel adds to a packet on an IPv6 underlay: IPv6 40, UDP 8, WireGuard data message 32
-/// (paper section 5.4.6). An IPv4 underlay adds 20 less; the larger one holds for both, since a peer's
-/// endpoint may change its family at any time.
+/// (paper section 5.4.6). What is assumed of a path until it is measured, since a peer's endpoint may change its
+/// family at any time.
 pub const OVERHEAD: u32 = 80;
 
+/// The same on an IPv4 underlay: the least that a tunnel adds.
+pub const LEAST_OVERHEAD: u32 = 60;
+
 /// The least MTU of a link that carries IPv6 (RFC 8200 section 5).
-const LEAST_MTU: u32 = 1280;
+pub const LEAST_MTU: u32 = 1280;
 
 /// Everything that should be, given what is known now.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +54,8 @@ pub struct Inputs<'a> {
     pub underlay: &'a [String],
     /// The nodes of the other clusters.
     pub nodes: &'a BTreeMap<NodeId, RemoteNode>,
+    /// What the paths to the other clusters take.
+    pub paths: &'a PathMtus,
     /// How their gateways are used.
     pub policy: &'a Policy,
     /// The clusters that are left to the underlay, since none of their gateways answers.
@@ -59,10 +66,18 @@ pub struct Inputs<'a> {
     pub now: UnixTime,
 }
 
-/// The tunnel's MTU for an underlay of this MTU, in bytes.
+/// The tunnel interface's MTU for an underlay of this MTU, in bytes: the largest packet that any path can
+/// take. What each does take, the routes say.
 #[must_use]
 pub fn tunnel_mtu(underlay: u32) -> u32 {
-    underlay.saturating_sub(OVERHEAD).max(LEAST_MTU)
+    underlay.saturating_sub(LEAST_OVERHEAD).max(LEAST_MTU)
+}
+
+/// What is assumed of a path that was not measured yet, in bytes: an Ethernet's, whatever more the interface
+/// takes.
+#[must_use]
+pub fn assumed_mtu(underlay: u32) -> u32 {
+    underlay.min(USUAL_MTU).saturating_sub(OVERHEAD).max(LEAST_MTU)
 }
 
 /// Computes what should be.
@@ -78,8 +93,9 @@ pub fn desired(inputs: &Inputs<'_>) -> DesiredState {
     let remote: CidrSet = remote.into_iter().collect();
     // Of two clusters with one grant there is none: a CIDR is one cluster's.
     let routed = inputs.nodes.iter().filter(|(id, _)| !inputs.bypassed.contains(&id.cluster));
-    let routed: BTreeSet<Cidr> =
-        routed.flat_map(|(_, node)| node.verified.grant().cidrs().iter().copied().collect::<Vec<_>>()).collect();
+    let routed: BTreeSet<Cidr> = routed
+        .flat_map(|(_, node)| node.verified.grant().cidrs().iter().copied().collect::<Vec<_>>())
+        .collect();
 
     let mut table = TableSpec::default();
     for (cluster, nodes) in &clusters {
@@ -102,13 +118,23 @@ pub fn desired(inputs: &Inputs<'_>) -> DesiredState {
     }
 
     let mtu = inputs.facts.mtu.or(inputs.tunnel.mtu).unwrap_or_else(|| tunnel_mtu(inputs.underlay_mtu));
-    if mtu + OVERHEAD > inputs.underlay_mtu {
+    if mtu + LEAST_OVERHEAD > inputs.underlay_mtu {
         problems.push(format!(
-            "the tunnel's MTU of {mtu} and {OVERHEAD} bytes of encapsulation exceed the underlay's MTU of {}: large \
-             packets travel in fragments",
+            "the tunnel's MTU of {mtu} and {LEAST_OVERHEAD} bytes of encapsulation exceed the underlay's MTU of {}: \
+             large packets travel in pieces where their senders do not learn of it",
             inputs.underlay_mtu
         ));
     }
+    let mut route_mtus = BTreeMap::new();
+    for (cluster, nodes) in &clusters {
+        let path = inputs.paths.get(cluster).unwrap_or_else(|| assumed_mtu(inputs.underlay_mtu)).min(mtu);
+        let cidrs =
+            nodes.iter().flat_map(|node| node.verified.grant().cidrs().iter().copied().collect::<Vec<_>>());
+        route_mtus.extend(cidrs.map(|cidr| (cidr, path)));
+    }
+    // Pods have one MTU for all: what is safe, unless a path takes less still.
+    let safe = inputs.underlay_mtu.saturating_sub(OVERHEAD).max(LEAST_MTU).min(mtu);
+    let pods_mtu = route_mtus.values().copied().min().unwrap_or(safe).min(safe);
     let host_addresses = inputs.facts.host_addresses();
     for ipv6 in [false, true] {
         let family = if ipv6 { "IPv6" } else { "IPv4" };
@@ -131,12 +157,13 @@ pub fn desired(inputs: &Inputs<'_>) -> DesiredState {
         rule_priority: inputs.tunnel.rule_priority,
         fwmark: inputs.tunnel.fwmark,
         routes: routed.into_iter().collect(),
+        route_mtus,
         local_pod_cidrs: inputs.facts.pod_cidrs.clone(),
         cluster_pod_cidrs: inputs.grant.pod_cidrs.clone(),
         cluster_service_cidrs: inputs.grant.service_cidrs.clone(),
         underlay: inputs.underlay.to_vec(),
     };
-    DesiredState { table, host, pods: PodRoutes { cidrs: remote, mtu }, problems }
+    DesiredState { table, host, pods: PodRoutes { cidrs: remote, mtu: pods_mtu }, problems }
 }
 
 /// The routes to one cluster: each node's pod CIDRs lead to the node, or else to the gateways; all that
@@ -259,6 +286,7 @@ mod tests {
             underlay_mtu: 1500,
             underlay: &["eth0".into()],
             nodes: membership.nodes(),
+            paths: &PathMtus::default(),
             policy: &Policy::default(),
             bypassed: &BTreeSet::new(),
             endpoints: &Endpoints::new(),
@@ -330,7 +358,8 @@ mod tests {
         // The kernel only needs to know what leads into the tunnel.
         assert_eq!(state.host.routes.len(), 3);
         assert_eq!(state.pods.cidrs.len(), 3);
-        assert_eq!(state.host.mtu, 1420);
+        assert_eq!((state.host.mtu, state.pods.mtu), (1440, 1420));
+        assert!(state.host.routes.iter().all(|cidr| state.host.route_mtu(cidr) == Some(1420)));
         assert_eq!(state.problems, Vec::<String>::new());
     }
 
@@ -380,8 +409,10 @@ mod tests {
 
     #[test]
     fn the_tunnel_follows_the_underlay() {
-        for (underlay, tunnel) in [(1500, 1420), (9000, 8920), (1360, 1280), (1280, 1280), (0, 1280)] {
-            assert_eq!(tunnel_mtu(underlay), tunnel, "{underlay}");
+        for (underlay, tunnel, assumed) in
+            [(1500, 1440, 1420), (9000, 8940, 1420), (1360, 1300, 1280), (1280, 1280, 1280), (0, 1280, 1280)]
+        {
+            assert_eq!((tunnel_mtu(underlay), assumed_mtu(underlay)), (tunnel, assumed), "{underlay}");
         }
     }
 }

@@ -37,6 +37,7 @@ pub mod liveness_log;
 pub mod membership;
 pub mod metrics;
 pub mod overview;
+pub mod path_mtu;
 pub mod places;
 pub mod policy;
 pub mod probe;

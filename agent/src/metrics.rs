@@ -204,6 +204,45 @@ impl Collector for StatusMetrics {
                 self.per_lane(|lane| Some(lane.probes.answered as f64)),
             ),
             family(
+                "peer_path_mtu",
+                "The largest inner packet that crosses a tunnel whole, as probes found it",
+                Some(Unit::Bytes),
+                Gauge,
+                self.per_lane(|lane| lane.path.mtu.map(f64::from)),
+            ),
+            family(
+                "peer_black_hole",
+                "Whether large packets vanish on a tunnel's path that had passed before",
+                None,
+                Gauge,
+                self.per_lane(|lane| Some(truth(lane.path.black_hole.is_some()))),
+            ),
+            family(
+                "peer_black_holes_found",
+                "How often large packets were found to vanish on a tunnel's path",
+                None,
+                Counter,
+                self.per_lane(|lane| Some(lane.path.black_holes as f64)),
+            ),
+            family(
+                "peer_path_probes_sent",
+                "Probes sent to find what a tunnel's path takes",
+                None,
+                Counter,
+                self.per_lane(|lane| Some(lane.path.probes as f64)),
+            ),
+            family(
+                "cluster_path_mtu",
+                "The MTU of the routes to a remote cluster",
+                Some(Unit::Bytes),
+                Gauge,
+                status
+                    .clusters
+                    .iter()
+                    .filter_map(|c| Some((vec![("cluster", c.cluster.to_string())], f64::from(c.path_mtu?))))
+                    .collect(),
+            ),
+            family(
                 "peer_receive",
                 "Inner bytes received",
                 Some(Unit::Bytes),
@@ -396,6 +435,7 @@ mod tests {
             handshake_age: Some(1.5),
             rtt_us: Some(1500),
             probes: Default::default(),
+            path: Default::default(),
             rx_bytes: u64::from(u32::MAX),
             tx_bytes: 1,
             rx_packets: 2,
@@ -406,6 +446,7 @@ mod tests {
             cluster: "beta".parse().unwrap(),
             state: Reachability::Degraded,
             cidrs: CidrSet::default(),
+            path_mtu: Some(1340),
             service_cidrs: CidrSet::default(),
             nodes: vec![NodeStatus {
                 id: "beta/node-1".parse().unwrap(),
@@ -433,6 +474,7 @@ mod tests {
                 host_addresses: Vec::new(),
                 record: None,
                 mtu: 1420,
+                underlay_mtu: 1500,
                 source: "file".into(),
                 discovery: Default::default(),
                 grant_not_after: UnixTime(1_895_305_600),
@@ -497,7 +539,7 @@ mod tests {
             assert!(value.is_finite() && labels.len() == labels.iter().collect::<BTreeSet<_>>().len());
             values.insert(line.rsplit_once(' ').unwrap().0.to_owned(), value);
         }
-        assert_eq!(kinds.len(), 32, "{:?}", kinds.keys());
+        assert_eq!(kinds.len(), 37, "{:?}", kinds.keys());
         for (name, value) in [
             ("podspan_start_time_seconds", 1_795_305_600.0),
             (r#"podspan_cluster_state{cluster="beta",state="degraded"}"#, 1.0),

@@ -1,14 +1,14 @@
 //! The status document: what every part knows, put together for a person. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use podspan_dataplane::{DropCounts, PeerStatus};
 use podspan_wire::status::{
-    BrokerStatus, ClusterStatus, KernelStatus, LaneStatus, LocalLane, LocalNode, NodeStatus, ProbeStatus,
-    Reachability, Status, WorkerStatus,
+    BlackHole, BrokerStatus, ClusterStatus, KernelStatus, LaneStatus, LocalLane, LocalNode, NodeStatus,
+    PathStatus, ProbeStatus, Reachability, Status, WorkerStatus,
 };
-use podspan_wire::{CidrSet, ClusterId, Grant, Lane, NodeId, UnixTime};
+use podspan_wire::{Cidr, CidrSet, ClusterId, Grant, Lane, NodeId, UnixTime};
 
 use crate::facts::LocalFacts;
 use crate::membership::Membership;
@@ -37,6 +37,10 @@ pub struct Parts<'a> {
     pub lanes: &'a [Lane],
     /// The tunnel's MTU.
     pub mtu: u32,
+    /// The underlay's.
+    pub underlay_mtu: u32,
+    /// Those of the routes to other clusters.
+    pub route_mtus: Option<&'a BTreeMap<Cidr, u32>>,
     /// The other clusters.
     pub membership: &'a Membership,
     /// The state of the packet path.
@@ -92,6 +96,7 @@ pub fn overview(parts: Parts<'_>) -> Status {
             host_addresses: parts.facts.host_addresses(),
             record: parts.published.version,
             mtu: parts.mtu,
+            underlay_mtu: parts.underlay_mtu,
             source: parts.source.to_owned(),
             discovery: parts.facts.discovery.clone(),
             grant_not_after: parts.grant.not_after,
@@ -112,8 +117,10 @@ fn clusters(parts: &Parts<'_>, peers: &BTreeMap<&NodeId, &PeerStatus>) -> Vec<Cl
     for (id, node) in parts.membership.nodes() {
         let record = node.verified.record();
         let young = parts.now.since(node.since) < CONNECT_TIME;
-        let lanes: Vec<LaneStatus> =
-            peers.get(id).map(|peer| peer.lanes.iter().map(lane).collect()).unwrap_or_default();
+        let lanes: Vec<LaneStatus> = peers
+            .get(id)
+            .map(|peer| peer.lanes.iter().map(|l| lane(l, parts.now)).collect())
+            .unwrap_or_default();
         let status = NodeStatus {
             id: id.clone(),
             gateway: record.gateway,
@@ -134,6 +141,10 @@ fn clusters(parts: &Parts<'_>, peers: &BTreeMap<&NodeId, &PeerStatus>) -> Vec<Cl
         .map(|(cluster, (cidrs, service_cidrs, nodes))| ClusterStatus {
             cluster,
             state: cluster_state(&nodes),
+            path_mtu: parts
+                .route_mtus
+                .and_then(|mtus| cidrs.iter().find_map(|cidr| mtus.get(cidr)))
+                .map(|mtu| (*mtu).min(parts.mtu)),
             cidrs,
             service_cidrs,
             nodes,
@@ -148,7 +159,7 @@ fn join(all: &mut CidrSet, more: &CidrSet) {
     }
 }
 
-fn lane(lane: &podspan_dataplane::LaneStatus) -> LaneStatus {
+fn lane(lane: &podspan_dataplane::LaneStatus, now: UnixTime) -> LaneStatus {
     LaneStatus {
         local: lane.local,
         remote: lane.remote,
@@ -165,6 +176,15 @@ fn lane(lane: &podspan_dataplane::LaneStatus) -> LaneStatus {
             sent: lane.probes_sent,
             answered: lane.probes_answered,
             given: lane.replies_sent,
+        },
+        path: PathStatus {
+            mtu: lane.path.mtu.map(u32::from),
+            black_hole: lane.path.black_hole.map(|hole| BlackHole {
+                found: UnixTime(now.0.saturating_sub(hole.age.as_secs())),
+                passed: hole.size.into(),
+            }),
+            black_holes: lane.path.black_holes,
+            probes: lane.path.probes,
         },
         rx_bytes: lane.rx_bytes,
         tx_bytes: lane.tx_bytes,
@@ -255,6 +275,27 @@ fn reach_problem(cluster: &ClusterStatus) -> Option<String> {
     }
 }
 
+/// What a person should know of paths to a cluster on which large packets vanish.
+pub fn black_hole(cluster: &ClusterStatus) -> Option<String> {
+    let holes = cluster.nodes.iter().flat_map(|node| node.lanes.iter().map(move |lane| (node, lane)));
+    let mut holes: Vec<(&NodeStatus, &LaneStatus, BlackHole)> =
+        holes.filter_map(|(node, lane)| Some((node, lane, lane.path.black_hole?))).collect();
+    holes.sort_by_key(|(.., hole)| hole.found);
+    let (node, lane, hole) = holes.first()?;
+    let at = lane.endpoint.map(|endpoint| format!(" ({})", endpoint.ip())).unwrap_or_default();
+    let more = match holes.iter().map(|(node, ..)| &node.id).collect::<BTreeSet<_>>().len() {
+        1 => String::new(),
+        n => format!(", and on those to others ({n} in all)"),
+    };
+    let now = lane.path.mtu.map_or_else(|| "less".to_owned(), |mtu| format!("{mtu} bytes"));
+    Some(format!(
+        "cluster {}: black hole found at {} on the path to {}{at}{more}: packets of {} bytes passed, now {now} do, and \
+         nobody says so; podspan sends no larger ones. Look for a link whose MTU was lowered, and for a firewall that \
+         drops ICMP",
+        cluster.cluster, hole.found, node.id.node, hole.passed
+    ))
+}
+
 /// What a person should look at, worst first.
 fn problems(parts: &Parts<'_>, clusters: &[ClusterStatus], workers: &[WorkerStatus]) -> Vec<String> {
     let mut problems = Vec::new();
@@ -264,6 +305,7 @@ fn problems(parts: &Parts<'_>, clusters: &[ClusterStatus], workers: &[WorkerStat
         }
     }
     problems.extend(clusters.iter().filter_map(reach_problem));
+    problems.extend(clusters.iter().filter_map(black_hole));
     problems.extend(parts.kernel.failing.iter().map(|failing| format!("in the kernel: {failing}")));
     problems.extend(parts.problems.iter().cloned());
     problems.extend(
@@ -357,6 +399,7 @@ mod tests {
                 handshake_age: None,
                 rtt_us: None,
                 probes: ProbeStatus::default(),
+                path: PathStatus::default(),
                 rx_bytes: 0,
                 tx_bytes: 0,
                 rx_packets: 0,
@@ -405,9 +448,37 @@ mod tests {
             cluster: "beta".parse().unwrap(),
             state: cluster_state(&nodes),
             cidrs: CidrSet::default(),
+            path_mtu: None,
             service_cidrs: CidrSet::default(),
             nodes,
         }
+    }
+
+    #[test]
+    fn a_black_hole_is_named() {
+        let mut cluster = cluster(&[(true, Reachability::Up), (true, Reachability::Up)]);
+        for (n, node) in cluster.nodes.iter_mut().enumerate() {
+            node.lanes = lanes(&[true, true]);
+            node.lanes.iter_mut().for_each(|lane| {
+                lane.endpoint = Some(format!("192.0.2.{n}:51840").parse().unwrap());
+                lane.path.mtu = Some(1440);
+            });
+        }
+        assert_eq!(black_hole(&cluster), None);
+        let hole = |found| Some(BlackHole { found: UnixTime(found), passed: 1440 });
+        for (lane, found) in [(0, 1_795_305_600), (1, 1_795_305_700)] {
+            cluster.nodes[1].lanes[lane].path.black_hole = hole(found);
+            cluster.nodes[1].lanes[lane].path.mtu = Some(1340);
+        }
+        let text = black_hole(&cluster).unwrap();
+        assert_eq!(
+            text,
+            "cluster beta: black hole found at 2026-11-22T00:00:00Z on the path to node-1 (192.0.2.1): packets of 1440 \
+             bytes passed, now 1340 bytes do, and nobody says so; podspan sends no larger ones. Look for a link whose MTU \
+             was lowered, and for a firewall that drops ICMP"
+        );
+        cluster.nodes[0].lanes[0].path.black_hole = hole(1_795_305_800);
+        assert!(black_hole(&cluster).unwrap().contains("and on those to others (2 in all)"));
     }
 
     #[test]
@@ -450,6 +521,8 @@ mod tests {
                 source: "file",
                 lanes: &[],
                 mtu: 1420,
+                underlay_mtu: 1500,
+                route_mtus: None,
                 membership: &membership,
                 dataplane: &podspan_dataplane::Status::default(),
                 kernel: KernelStatus::default(),

@@ -8,8 +8,8 @@ use podspan_wire::{Cidr, CidrSet};
 use crate::facts::LocalFacts;
 use crate::host::Facts;
 
-/// An Ethernet's MTU, assumed where no interface can be found.
-const USUAL_MTU: u32 = 1500;
+/// An Ethernet's MTU in bytes, assumed where no interface can be found.
+pub const USUAL_MTU: u32 = 1500;
 
 /// The underlay of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -200,14 +200,16 @@ fn another_set_replaces_the_first_wholly() {
         other.table = 7200;
         other.rule_priority = 5200;
         other.mtu = 1380;
+        other.route_mtus = other.routes.iter().map(|cidr| (*cidr, 1340)).collect();
         set_whole(&host, other).await;
         assert_eq!(
             node.run("ip route show table 7200"),
-            "10.8.0.0/16 dev podspan0 proto 112 scope link src 10.1.7.0 linkdown \n"
+            "10.8.0.0/16 dev podspan0 proto 112 scope link src 10.1.7.0 linkdown mtu 1340 \n"
         );
+        let v6 = node.run("ip -6 route show table 7200");
         assert!(
-            node.run("ip -6 route show table 7200")
-                .starts_with("fd00:8::/48 dev podspan0 proto 112 metric 1024")
+            v6.starts_with("fd00:8::/48 dev podspan0 proto 112 metric 1024") && v6.contains("mtu 1340"),
+            "{v6}"
         );
         let left = node.run("ip route show table all")
             + &node.run("ip -6 route show table all")
@@ -217,7 +219,7 @@ fn another_set_replaces_the_first_wholly() {
         assert!(addresses.contains("10.1.7.0/32") && addresses.lines().count() == 1, "{addresses}");
         let nft = node.run("nft list table inet podspan");
         assert!(
-            nft.contains("10.8.0.0/16") && !nft.contains("10.2.0.0/16") && nft.contains("size set 1340"),
+            nft.contains("10.8.0.0/16") && !nft.contains("10.2.0.0/16") && nft.contains("size set rt mtu"),
             "{nft}"
         );
         set_whole(&host, desired()).await;

@@ -69,6 +69,9 @@ pub struct LocalNode {
     pub record: Option<Version>,
     /// The tunnel's MTU, bytes.
     pub mtu: u32,
+    /// The MTU of the underlay's interface, bytes; 0 where it is not known.
+    #[serde(default)]
+    pub underlay_mtu: u32,
     /// Where the facts about the node come from, such as `file`.
     pub source: String,
     /// What of them was discovered, and what contradicts it; empty where a person wrote them down.
@@ -187,6 +190,9 @@ pub struct ClusterStatus {
     pub state: Reachability,
     /// The CIDRs that lead to it.
     pub cidrs: CidrSet,
+    /// The MTU of the routes to it, bytes: the least that its working tunnels' paths take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_mtu: Option<u32>,
     /// Those of them that are of services.
     #[serde(default, skip_serializing_if = "CidrSet::is_empty")]
     pub service_cidrs: CidrSet,
@@ -250,6 +256,9 @@ pub struct LaneStatus {
     /// What probes inside the tunnel tell of it.
     #[serde(default)]
     pub probes: ProbeStatus,
+    /// How large a packet its path takes.
+    #[serde(default, skip_serializing_if = "PathStatus::is_unknown")]
+    pub path: PathStatus,
     /// Bytes of inner packets received.
     pub rx_bytes: u64,
     /// Bytes of inner packets sent.
@@ -282,6 +291,39 @@ pub struct ProbeStatus {
     pub answered: u64,
     /// Answers given to the peer's probes.
     pub given: u64,
+}
+
+/// How large a packet the path of a tunnel takes, found by probes of different sizes (RFC 8899).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PathStatus {
+    /// The largest inner packet that crosses whole, bytes; none before the first packets had it measured, and with
+    /// a plain WireGuard peer. Under 1280, larger ones up to that cross in pieces.
+    pub mtu: Option<u32>,
+    /// Set while less passes than did before, though nobody said so.
+    pub black_hole: Option<BlackHole>,
+    /// How many of these were found.
+    pub black_holes: u64,
+    /// Probes sent.
+    pub probes: u64,
+}
+
+impl PathStatus {
+    /// Whether nothing was measured yet.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Large packets vanish though small ones pass.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlackHole {
+    /// When it was found.
+    pub found: UnixTime,
+    /// The largest inner packet that had passed before, bytes.
+    pub passed: u32,
 }
 
 /// What the answers to probes say of a tunnel, the best first.

@@ -109,6 +109,7 @@ async fn kernel(
                     destination: route.destination,
                     interface: route.interface,
                     source: None,
+                    mtu: None,
                     metric: Some(route.metric),
                 };
                 let what = format!("route {} in table {table}", route.destination);

@@ -28,6 +28,8 @@ pub struct HostDesired {
     pub fwmark: u32,
     /// The remote CIDRs that lead into the tunnel.
     pub routes: Vec<Cidr>,
+    /// What the path to these takes, bytes, where it is known to be less than the interface's MTU or may be.
+    pub route_mtus: BTreeMap<Cidr, u32>,
     /// The pod CIDRs of this node.
     pub local_pod_cidrs: CidrSet,
     /// The pod CIDRs of this node's cluster.
@@ -43,6 +45,12 @@ impl HostDesired {
     #[must_use]
     pub fn host_address(&self, ipv6: bool) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|address| address.is_ipv6() == ipv6)
+    }
+
+    /// The MTU of a route, bytes, if it is to have one: never more than the interface's.
+    #[must_use]
+    pub fn route_mtu(&self, destination: &Cidr) -> Option<u32> {
+        self.route_mtus.get(destination).map(|mtu| (*mtu).min(self.mtu))
     }
 
     /// The remote CIDRs that may be routed, sorted, and why each of the others may not: a route that
@@ -138,10 +146,12 @@ pub struct ObservedRoute {
     pub interface: Option<u32>,
     /// Its preferred source.
     pub source: Option<IpAddr>,
+    /// Its MTU, bytes, if it has one.
+    pub mtu: Option<u32>,
     /// Its metric.
     pub metric: u32,
     /// Whether it is a plain unicast route straight to the interface, as podspan makes them: no gateway, no
-    /// next hops, no source prefix, no TOS.
+    /// next hops, no source prefix, no TOS, no metrics but an MTU.
     pub plain: bool,
 }
 

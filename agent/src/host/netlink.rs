@@ -17,7 +17,8 @@ use netlink_packet_route::address::{
 };
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -403,6 +404,7 @@ fn route(message: &RouteMessage) -> Option<ObservedRoute> {
         protocol: u8::from(header.protocol),
         interface: None,
         source: None,
+        mtu: None,
         metric: 0,
         plain: header.kind == RouteType::Unicast && header.source_prefix_length == 0 && header.tos == 0,
     };
@@ -412,11 +414,18 @@ fn route(message: &RouteMessage) -> Option<ObservedRoute> {
             RouteAttribute::Oif(index) => observed.interface = Some(*index),
             RouteAttribute::PrefSource(given) => observed.source = ip(given),
             RouteAttribute::Priority(metric) => observed.metric = *metric,
+            RouteAttribute::Metrics(metrics) => {
+                for metric in metrics {
+                    match metric {
+                        RouteMetric::Mtu(mtu) => observed.mtu = Some(*mtu),
+                        _ => observed.plain = false,
+                    }
+                }
+            }
             RouteAttribute::Gateway(_)
             | RouteAttribute::Via(_)
             | RouteAttribute::MultiPath(_)
             | RouteAttribute::Encap(_)
-            | RouteAttribute::Metrics(_)
             | RouteAttribute::NhId(_) => observed.plain = false,
             _ => {}
         }
@@ -466,6 +475,9 @@ fn route_message(route: &Route) -> RouteMessage {
     }
     if let Some(source) = route.source {
         message.attributes.push(RouteAttribute::PrefSource(RouteAddress::from(source)));
+    }
+    if let Some(mtu) = route.mtu {
+        message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
     }
     if let Some(metric) = route.metric {
         message.attributes.push(RouteAttribute::Priority(metric));

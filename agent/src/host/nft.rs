@@ -6,7 +6,7 @@
 //! | chain | priority | does |
 //! | --- | --- | --- |
 //! | `transit` | prerouting raw | exempts from connection tracking what only passes through this gateway to a pod of another node: the reply takes another way, tracking would see half a connection, and kube-proxy drops what looks invalid |
-//! | `mss` | forward mangle | clamps the TCP maximum segment size to the tunnel's MTU, both ways |
+//! | `mss` | forward mangle | clamps the TCP maximum segment size to the MTU of the route to the other cluster, both ways |
 //! | `leak_forward`, `leak_output` | forward, output filter | drops what is bound for a remote CIDR and would leave in clear, by any other interface |
 //! | `source` | postrouting srcnat - 50 | keeps pods' source addresses, gives the host's traffic an address the far side can answer, and brings service traffic back |
 //!
@@ -40,7 +40,7 @@ pub fn render(desired: &HostDesired) -> String {
     set(&mut text, "cluster_pods", &desired.cluster_pod_cidrs.iter().copied().collect::<Vec<_>>());
     let interface = format!("\"{}\"", desired.interface);
     transit(&mut text, &interface);
-    mss(&mut text, &interface, desired.mtu);
+    mss(&mut text, &interface);
     leak(&mut text, &interface, desired.fwmark);
     source(&mut text, &interface, desired);
     text.push_str("}\n");
@@ -93,23 +93,19 @@ fn transit(text: &mut String, interface: &str) {
     chain(text, "transit", "filter hook prerouting priority raw", &rules);
 }
 
-fn mss(text: &mut String, interface: &str, mtu: u32) {
-    let mut rules = Vec::new();
-    // TCP and IP headers without options (RFC 9293, section 3.7.1).
-    for ((_, _, family), headers) in FAMILIES.iter().zip([40, 60]) {
-        let size = mtu.saturating_sub(headers).clamp(1, u32::from(u16::MAX));
-        for (direction, comment) in
-            [("iifname", "segments from the tunnel fit into it"), ("oifname", "segments into the tunnel fit")]
-        {
-            rules.push((
-                format!(
-                    "{direction} {interface} meta nfproto {family} tcp flags & (syn | rst) == syn tcp option maxseg \
-                     size > {size} tcp option maxseg size set {size}"
-                ),
-                comment,
-            ));
-        }
-    }
+fn mss(text: &mut String, interface: &str) {
+    // The kernel looks at the routes of both directions, takes the least MTU less headers, and never raises
+    // what a host has announced.
+    let rules = [
+        ("iifname", "segments from the tunnel fit its path"),
+        ("oifname", "segments into the tunnel fit its path"),
+    ]
+    .map(|(direction, comment)| {
+        let rule = format!(
+            "{direction} {interface} tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+        );
+        (rule, comment)
+    });
     chain(text, "mss", "filter hook forward priority mangle", &rules);
 }
 
@@ -214,12 +210,5 @@ mod tests {
         let elsewhere =
             format!("table inet podspan {{\n\tchain a {{\n\t\tip saddr 10.0.0.1 comment \"{COMMENT}\"\n");
         assert!(!is_own(&elsewhere));
-    }
-
-    #[test]
-    fn a_tiny_mtu_gives_no_nonsense() {
-        let mut desired = desired();
-        desired.mtu = 10;
-        assert!(render(&desired).contains("maxseg size set 1 "));
     }
 }

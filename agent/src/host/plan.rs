@@ -76,6 +76,8 @@ pub struct Route {
     pub interface: Option<u32>,
     /// The preferred source.
     pub source: Option<IpAddr>,
+    /// The largest packet, bytes; that of the interface if none.
+    pub mtu: Option<u32>,
     /// The metric, where a route is removed; added routes take the kernel's default.
     pub metric: Option<u32>,
 }
@@ -329,13 +331,17 @@ fn routes(
                 destination: *destination,
                 interface: Some(link.index),
                 source,
+                mtu: desired.route_mtu(destination),
                 metric: None,
             };
             let here = standing.get(destination).map(Vec::as_slice).unwrap_or_default();
             let metric = default_metric(destination.is_ipv6());
             let same_key: Vec<_> = here.iter().filter(|route| route.metric == metric).collect();
             let right = |other: &ObservedRoute| {
-                other.plain && other.interface == Some(link.index) && other.source == source
+                other.plain
+                    && other.interface == Some(link.index)
+                    && other.source == source
+                    && other.mtu == route.mtu
             };
             if let Some(foreign) = same_key.iter().find(|route| !owned(route)) {
                 plan.refused.push(format!(
@@ -368,6 +374,7 @@ fn routes(
                 destination: route.destination,
                 interface: route.interface,
                 source: None,
+                mtu: None,
                 metric: Some(route.metric),
             })
         })

@@ -35,6 +35,7 @@ fn standing() -> Observed {
         protocol: PROTOCOL,
         interface: Some(INDEX),
         source: desired.host_address(cidr.is_ipv6()),
+        mtu: desired.route_mtu(cidr),
         metric: if cidr.is_ipv6() { 1024 } else { 0 },
         plain: true,
     };

@@ -21,6 +21,7 @@ use crate::facts::LocalFacts;
 use crate::host;
 use crate::kube::client;
 use crate::membership::Membership;
+use crate::path_mtu::PathMtus;
 use crate::run::settings;
 use crate::source;
 use crate::start::{Door, read_bundle};
@@ -223,6 +224,8 @@ impl<'a> Heir<'a> {
         };
         self.membership.set_underlay(&self.grant, &underlay.needed, now());
         let desired = desired(&Inputs {
+            // Of no account: it is the table that is wanted.
+            paths: &PathMtus::default(),
             tunnel: &self.config.tunnel,
             grant: &self.grant,
             facts: &self.facts,

@@ -171,6 +171,7 @@ pub(crate) fn desired() -> HostDesired {
         routes: ["10.2.0.0/16", "10.3.0.0/16", "10.97.0.0/16", "fd00:2::/48"]
             .map(|cidr| cidr.parse().unwrap())
             .into(),
+        route_mtus: [].into(),
         local_pod_cidrs: set(&["10.1.1.0/24", "fd00:1:1::/64"]),
         cluster_pod_cidrs: set(&["10.1.0.0/16", "fd00:1::/32"]),
         cluster_service_cidrs: set(&["10.96.0.0/16", "fd00:96::/108"]),

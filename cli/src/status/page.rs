@@ -112,7 +112,11 @@ impl Page<'_> {
             let endpoints: Vec<String> = node.endpoints.iter().map(ToString::to_string).collect();
             let _ = write!(here, " at {}", endpoints.join(", "));
         }
-        let _ = write!(here, "; MTU {}; {}", node.mtu, human::plural(status.attachments, "attached pod"));
+        let _ = write!(here, "; MTU {}", node.mtu);
+        if node.underlay_mtu > 0 {
+            let _ = write!(here, " (underlay {})", node.underlay_mtu);
+        }
+        let _ = write!(here, "; {}", human::plural(status.attachments, "attached pod"));
         self.field("Here", &here);
         let end = node.grant_not_after;
         if end < status.now {
@@ -185,12 +189,13 @@ impl Page<'_> {
         let gateways = cluster.nodes.iter().filter(|node| node.gateway).count();
         let state = self.paint(style(cluster.state), cluster.state.label());
         let first = format!("{}: ", cluster.cluster);
+        let mtu = cluster.path_mtu.map_or_else(String::new, |mtu| format!("path MTU {mtu}, "));
         // The width is counted without the colour's codes, so the coloured word stands last.
         self.wrapped(
             &first,
             4,
             &format!(
-                "{}, {}, routes {} - {state}",
+                "{}, {}, {mtu}routes {} - {state}",
                 human::plural(cluster.nodes.len(), "node"),
                 human::plural(gateways, "gateway"),
                 or_none(&cluster.cidrs)
