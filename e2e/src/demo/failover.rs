@@ -36,6 +36,13 @@ pub(super) struct Seen {
     returned: bool,
 }
 
+impl Seen {
+    /// The viewer was shown what was promised.
+    pub(super) fn is_good(self) -> bool {
+        self.packets_sent > RATE && self.gap_ms <= 1000 && self.tcp_broken == 0 && self.returned
+    }
+}
+
 pub(super) fn show(world: &mut World, screen: &Screen) -> Result<Seen> {
     screen.heading(&format!("The plug of {VICTIM} is pulled"));
     screen.raw(&format!(
@@ -177,5 +184,19 @@ mod tests {
         assert_eq!(bar(50), "##########.......... ".to_owned() + " 50 %");
         assert_eq!(bar(100).matches('#').count(), 20);
         assert_eq!(bar(140).matches('#').count(), 20);
+    }
+
+    #[test]
+    fn what_was_promised_is_more_than_nothing() {
+        let good = Seen { gap_ms: 200, packets_sent: 2900, packets_lost: 90, tcp_broken: 0, returned: true };
+        assert!(good.is_good());
+        for bad in [
+            Seen { gap_ms: 1500, ..good },
+            Seen { packets_sent: 0, ..good },
+            Seen { tcp_broken: 1, ..good },
+            Seen { returned: false, ..good },
+        ] {
+            assert!(!bad.is_good(), "{bad:?}");
+        }
     }
 }

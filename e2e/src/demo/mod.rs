@@ -146,6 +146,7 @@ pub(crate) fn demo(demo: &Demo) -> Result<ExitCode> {
         println!("{}", serde_json::to_string(&summary)?);
     }
     let good = summary.pairs.all() && summary.services.all() && summary.leftovers.is_empty();
+    let good = good && summary.failover.is_some_and(failover::Seen::is_good);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

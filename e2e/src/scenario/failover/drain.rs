@@ -18,6 +18,9 @@ const LEFT: Duration = Duration::from_secs(5);
 /// What still goes through a gateway that nothing goes through, packets in half a second.
 const NOTHING: u64 = 10;
 
+/// How long an agent may take to answer at its socket.
+const ANSWERS: Duration = Duration::from_secs(10);
+
 /// The longest gap: nothing is lost, but a machine may be busy.
 const GAP: Duration = Duration::from_millis(300);
 
@@ -74,6 +77,14 @@ fn restart_when_left(world: &mut World, victim: &'static str) -> Result<Duration
     world.daemon(&world::agent_name(victim))?.end(Duration::from_secs(10))?;
     signals::sleep(Duration::from_millis(500))?;
     world.start_agent(victim)?;
+    // Until it can be told that it is to be used again.
+    let begin = Instant::now();
+    while world.agent_status(world.node(victim)?).is_err() {
+        if begin.elapsed() > ANSWERS {
+            bail!("the agent of {victim} does not answer {} s after its start", ANSWERS.as_secs());
+        }
+        signals::sleep(Duration::from_millis(50))?;
+    }
     Ok(left)
 }
 
