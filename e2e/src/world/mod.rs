@@ -27,7 +27,9 @@ use crate::topology::{Cloud, Family, Node, POD_PORT, Pod, Service, Topology, Wir
 
 pub(crate) use crate::state::log_path;
 pub(crate) use pods::{Chain, PodspanPlugin, attachment, node_directory};
-pub(crate) use podspan::{BROKER, LANES, agent_config, agent_name, bundle};
+pub(crate) use podspan::{
+    BROKER, LANES, agent_config, agent_name, bundle, offload, set_offload, write_agent_config,
+};
 pub(crate) use sysctl::{
     kubernetes_node as kubernetes_node_sysctls, plain_host as plain_sysctls, router as router_sysctls,
 };

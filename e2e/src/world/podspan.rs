@@ -1,6 +1,8 @@
 //! podspan in the world: the cluster set, the broker, an agent on every node.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -19,6 +21,20 @@ use crate::topology::{BROKER_PORT, Node};
 
 /// Parallel tunnels of each node: more than one, so that spreading over them is tried.
 pub(crate) const LANES: u16 = 2;
+
+/// Whether agents use the kernel's offloads: all of them, or none. The environment decides how the lab begins.
+static OFFLOAD: LazyLock<AtomicBool> =
+    LazyLock::new(|| AtomicBool::new(std::env::var("PODSPAN_LAB_OFFLOAD").as_deref() != Ok("off")));
+
+/// Whether the settings of agents say so.
+pub(crate) fn offload() -> bool {
+    OFFLOAD.load(Ordering::Relaxed)
+}
+
+/// The same for settings that are written from now on.
+pub(crate) fn set_offload(on: bool) {
+    OFFLOAD.store(on, Ordering::Relaxed);
+}
 
 /// How long the agents have to find each other.
 const JOIN: Duration = Duration::from_secs(30);
@@ -262,16 +278,18 @@ impl World {
 }
 
 /// The agent's two files.
-fn write_agent_config(node: &Node) -> Result<()> {
+pub(crate) fn write_agent_config(node: &Node) -> Result<()> {
     let directory = state::directory(pods::node_directory(node))?;
     let quoted =
         |texts: Vec<String>| texts.iter().map(|text| format!("{text:?}")).collect::<Vec<_>>().join(", ");
     let agent = format!(
         "bundle = {:?}\nstate-dir = {:?}\nsocket = {:?}\nhealth-listen = \"127.0.0.1:9840\"\n\n\
-         [source]\nfile = \"node.toml\"\n\n[tunnel]\nlanes = {LANES}\n",
+         [source]\nfile = \"node.toml\"\n\n[tunnel]\nlanes = {LANES}\n\n\
+         [offload]\ntso = {offload}\nuso = {offload}\ngso = {offload}\ngro = {offload}\n",
         bundle(node.cluster),
         directory.join("state"),
         pods::socket(node),
+        offload = offload(),
     );
     let endpoints = quoted(node.endpoints.iter().map(ToString::to_string).collect());
     let facts = format!(

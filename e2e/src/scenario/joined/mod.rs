@@ -4,6 +4,7 @@ mod bad_input;
 mod heal;
 mod leave;
 mod lies;
+mod offload;
 mod reach;
 mod restart;
 mod size;
@@ -27,6 +28,7 @@ pub(super) fn rest(setting: Setting) -> Vec<Scenario> {
     all.extend(heal::scenarios(setting));
     all.extend(restart::scenarios(setting));
     all.extend(takeover::scenarios(setting));
+    all.extend(offload::scenarios(setting));
     all.extend(leave::scenarios(setting));
     all.extend(bad_input::scenarios(setting));
     all

@@ -26,7 +26,7 @@ pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
     ]
 }
 
-fn pods(world: &mut World) -> Result<()> {
+pub(super) fn pods(world: &mut World) -> Result<()> {
     let mut findings = Findings::default();
     for way in Matrix::of_pods(world)?.ways() {
         let name = format!("{} -> {} {}", way.from, way.to, way.family);
@@ -44,7 +44,7 @@ fn services(world: &mut World) -> Result<()> {
     findings.conclude(14 * 10 * 2)
 }
 
-fn udp(world: &mut World) -> Result<()> {
+pub(super) fn udp(world: &mut World) -> Result<()> {
     const BYTES: usize = 1000;
     let mut lists: Vec<(Netns, Vec<Job>)> = Vec::new();
     for from in world.topology.pods() {

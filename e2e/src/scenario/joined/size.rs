@@ -1,16 +1,17 @@
 //! Large transfers and large packets.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::{Scenario, Setting};
 use crate::command::Cmd;
 use crate::probe::{self, Job, Task};
 use crate::rules::{self, Script};
 use crate::scenario::Findings;
-use crate::topology::{Family, POD_PORT};
+use crate::signals;
+use crate::topology::{Family, POD_PORT, Pod};
 use crate::world::World;
 
 pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
@@ -29,7 +30,13 @@ pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
 
 const MEGABYTES: u64 = 1_000_000;
 
-fn move_both_ways(world: &World, from: &str, to: &str, bytes: u64, findings: &mut Findings) -> Result<()> {
+pub(super) fn move_both_ways(
+    world: &World,
+    from: &str,
+    to: &str,
+    bytes: u64,
+    findings: &mut Findings,
+) -> Result<()> {
     let netns = world.topology.find(from).context("the client's pod")?;
     for family in Family::BOTH {
         let target = SocketAddr::new(world.pod_address(to, family)?, POD_PORT);
@@ -56,8 +63,8 @@ fn path_mtu(world: &mut World) -> Result<()> {
     for (from, to) in [("alpha/pod1", "beta/pod1"), ("alpha/pod5", "beta/pod3"), ("gamma/pod3", "alpha/pod5")]
     {
         let pod = world.topology.pods().find(|pod| pod.id() == from).context("the pod")?;
-        let mtu = world.agent_status(world.node(&pod.node)?)?.node.mtu;
-        findings.require((1280..1500).contains(&mtu), || format!("the MTU of {}: {mtu}", pod.node));
+        let mtu = settled_mtu(world, pod, to)?;
+        findings.require((1280..1500).contains(&mtu), || format!("the MTU from {} to {to}: {mtu}", pod.node));
         for family in Family::BOTH {
             let address = world.pod_address(to, family)?.to_string();
             let headers = if family == Family::V4 { 28 } else { 48 };
@@ -101,6 +108,29 @@ fn path_mtu(world: &mut World) -> Result<()> {
         }
     }
     findings.conclude(3 * 5)
+}
+
+/// The MTU of the routes from a pod's node to a cluster, once it was measured: it is while the path is used.
+fn settled_mtu(world: &World, from: &Pod, to: &str) -> Result<u32> {
+    const SETTLED: Duration = Duration::from_secs(7);
+    let cluster = to.split('/').next().unwrap_or(to);
+    let (limit, mut since, mut mtu) = (Instant::now() + Duration::from_secs(60), Instant::now(), 0);
+    while since.elapsed() < SETTLED {
+        for family in Family::BOTH {
+            let target = SocketAddr::new(world.pod_address(to, family)?, POD_PORT);
+            probe::ask(&from.netns(), &[Job::new("use", target, Task::Udp { bytes: 1000 })])?;
+        }
+        let status = world.agent_status(world.node(&from.node)?)?;
+        let now = status.clusters.iter().find(|c| c.cluster.as_str() == cluster).and_then(|c| c.path_mtu);
+        if now != Some(mtu) {
+            (mtu, since) = (now.context("the routes have no MTU")?, Instant::now());
+        }
+        if Instant::now() > limit {
+            bail!("the MTU of the routes from {} to {cluster} does not settle", from.node);
+        }
+        signals::sleep(Duration::from_millis(200))?;
+    }
+    Ok(mtu)
 }
 
 fn mss(world: &mut World) -> Result<()> {
