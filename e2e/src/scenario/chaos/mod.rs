@@ -30,10 +30,6 @@ const SHORT: Duration = Duration::from_secs(110);
 const LONG: Duration = Duration::from_secs(20 * 60);
 
 pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
-    // Not in every run yet: it has not been seen to pass on a machine that is as busy as CI's may be.
-    if !super::failover::is_soak() {
-        return Vec::new();
-    }
     vec![Scenario {
         setting,
         name: "chaos",
