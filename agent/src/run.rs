@@ -18,8 +18,8 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::config::{AfterTakeover, Config, OnExit, Source};
-use crate::drain;
 use crate::controller::{Controller, Inbox, Kept, Outbox, Setup};
+use crate::drain;
 use crate::host::{Host, HostSettings};
 use crate::install::Install;
 use crate::publish::{Published, Publisher, Seen};

@@ -339,7 +339,8 @@ impl WaitingRoom {
             Request::Status => Answer::Error { message: reason.to_owned() },
             Request::Ready => Answer::Done,
             Request::Drain { .. } => Answer::Error {
-                message: "the agent has not started yet: it waits for its bundle or its facts; try again".into(),
+                message: "the agent has not started yet: it waits for its bundle or its facts; try again"
+                    .into(),
             },
             Request::Attach(detail) => match self.attachments.attach(detail) {
                 Ok(()) => Answer::Routes(PodRoutes::default()),

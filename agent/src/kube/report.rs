@@ -200,8 +200,7 @@ pub fn differs(a: &PeerClusterStatus, b: &PeerClusterStatus) -> bool {
         (status.rtt, status.rtt_microseconds) = (None, None);
         (status.rx_bytes, status.tx_bytes) = (None, None);
         // A probe lost now and then is a counter, many of them are news.
-        let many = |loss: Option<f64>| Some(if loss? >= MUCH_LOSS { 100.0 } else { 0.0 });
-        status.loss_percent = many(status.loss_percent);
+        status.loss_percent = status.loss_percent.map(|loss| if loss >= MUCH_LOSS { 100.0 } else { 0.0 });
         for gateway in status.gateways.iter_mut().flat_map(|gateways| &mut gateways.list) {
             (gateway.rtt_microseconds, gateway.last_handshake_time) = (None, None);
             gateway.loss_percent = None;

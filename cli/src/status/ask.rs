@@ -35,7 +35,10 @@ pub(super) fn drain(socket: &Path, drain: bool) -> Result<()> {
     match serde_json::from_slice(&line) {
         Ok(Answer::Done) => Ok(()),
         Ok(Answer::Error { message }) => bail!("the agent refused: {}", crate::human::safe(&message)),
-        _ => bail!("the agent at {} does not know how to drain: is it of an earlier version?", socket.display()),
+        _ => bail!(
+            "the agent at {} does not know how to drain: is it of an earlier version?",
+            socket.display()
+        ),
     }
 }
 

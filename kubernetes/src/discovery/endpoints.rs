@@ -230,7 +230,8 @@ mod tests {
             [("20", Some(20)), (" 100 ", Some(100)), ("0", None), ("101", None), ("many", None)]
         {
             let mut wrong = Vec::new();
-            let node = json!({ "metadata": { "name": "n", "annotations": { GATEWAY_WEIGHT_ANNOTATION: text } } });
+            let node =
+                json!({ "metadata": { "name": "n", "annotations": { GATEWAY_WEIGHT_ANNOTATION: text } } });
             assert_eq!(weight(&objects(node), &mut wrong), expected, "{text}");
             assert_eq!(wrong.len(), usize::from(expected.is_none()), "{text}: {wrong:?}");
         }
