@@ -93,8 +93,7 @@ mod tests {
     use super::*;
 
     fn status(liveness: Liveness) -> Vec<PeerStatus> {
-        let mut lane = podspan_dataplane::LaneStatus::default();
-        lane.liveness = liveness;
+        let lane = podspan_dataplane::LaneStatus { liveness, ..Default::default() };
         vec![PeerStatus { id: "beta/g".parse().unwrap(), lanes: vec![lane] }]
     }
 
