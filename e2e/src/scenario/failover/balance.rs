@@ -42,7 +42,7 @@ pub(super) fn spread(world: &mut World) -> Result<()> {
         plug(world, gateway, true)?;
     }
     result?;
-    findings.conclude(2 * (2 + 2 + 2 + 1) + 3)
+    findings.conclude(3 + 2 * (2 + 2 + 1))
 }
 
 fn all(world: &mut World, findings: &mut Findings) -> Result<()> {

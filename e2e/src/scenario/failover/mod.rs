@@ -7,6 +7,7 @@ mod balance;
 mod dead;
 mod drain;
 mod field;
+mod path_mtu;
 mod strike;
 mod trials;
 
@@ -71,6 +72,27 @@ pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
         scenario("failover-broker", "a gateway's plug is pulled in the moment the broker dies", |world| {
             kind(world, Strike::PowerCutAndBroker)
         }),
+        scenario(
+            "failover-balance",
+            "1000 flows are spread evenly over two gateways; only those of a dead one move, and only they move back",
+            balance::spread,
+        ),
+        scenario(
+            "failover-path-mtu",
+            "the path takes 1400, then 1280 bytes and tells nobody: 200 MB and large datagrams go on within 3 s; \
+             it is wide again, and that is used",
+            path_mtu::narrow,
+        ),
+        scenario(
+            "failover-path-mtu-jumbo",
+            "an underlay of 9000 bytes is used while it is there",
+            path_mtu::jumbo,
+        ),
+        scenario(
+            "failover-drain",
+            "a gateway that is drained, restarted and taken back loses no packet and no connection",
+            drain::drain,
+        ),
     ];
     if is_soak() {
         all.extend(only_in_soak(scenario));
@@ -98,16 +120,6 @@ fn only_in_soak(
             "failover-all-dead",
             "with all gateways dead \"unreachable\" comes at once, and traffic within 1 s of the first one's return",
             dead::unreachable,
-        ),
-        scenario(
-            "failover-balance",
-            "1000 flows are spread evenly over two gateways; only those of a dead one move, and only they move back",
-            balance::spread,
-        ),
-        scenario(
-            "failover-drain",
-            "a gateway that is drained, restarted and taken back loses no packet and no connection",
-            drain::drain,
         ),
     ]
 }

@@ -48,8 +48,7 @@ fn fall_and_rise(world: &World, mtu: u32, findings: &mut Findings) -> Result<()>
         |family| -> Result<SocketAddr> { Ok(SocketAddr::new(world.pod_address(BEHIND, family)?, POD_PORT)) };
     let mut jobs = Vec::new();
     for family in Family::BOTH {
-        for (word, task) in
-            [("up", Task::Upload { bytes: BYTES }), ("down", Task::Download { bytes: BYTES })]
+        for (word, task) in [("up", Task::Upload { bytes: BYTES }), ("down", Task::Download { bytes: BYTES })]
         {
             jobs.push(Job::new(format!("{mtu}, {family}, {word}"), target(family)?, task).timeout(STILL));
         }
@@ -61,7 +60,9 @@ fn fall_and_rise(world: &World, mtu: u32, findings: &mut Findings) -> Result<()>
     for family in Family::BOTH {
         for n in 0..2 {
             let task = Task::Udp { bytes: LARGE };
-            large.push(Job::new(format!("{mtu}, {family}, datagram {n}"), target(family)?, task).timeout(STILL));
+            large.push(
+                Job::new(format!("{mtu}, {family}, datagram {n}"), target(family)?, task).timeout(STILL),
+            );
         }
     }
     for outcome in probe::ask(&netns, &large)? {
@@ -151,7 +152,19 @@ fn wide(world: &World, findings: &mut Findings) -> Result<()> {
         let headers = if family == Family::V4 { 28 } else { 48 };
         let ping = |size: u32| -> Result<bool> {
             let size = (size - headers).to_string();
-            let ping = Cmd::new("ping").args([family.flag(), "-n", "-M", "do", "-c", "1", "-W", "1", "-s", &size, &address]);
+            let ping = Cmd::new("ping").args([
+                family.flag(),
+                "-n",
+                "-M",
+                "do",
+                "-c",
+                "1",
+                "-W",
+                "1",
+                "-s",
+                &size,
+                &address,
+            ]);
             Ok(ping.within(&from.netns()).run()?.status.success())
         };
         let begin = Instant::now();
@@ -164,7 +177,11 @@ fn wide(world: &World, findings: &mut Findings) -> Result<()> {
             format!("{family}: {} bytes do not pass: {:?}", JUMBO - 80, lanes_in_use(world))
         });
         findings.expect(&format!("{family}: more than the interface takes"), false, ping(JUMBO)?);
-        Screen::new(false).raw(&format!("           {family}: {} bytes after {:?}", JUMBO - 80, begin.elapsed()));
+        Screen::new(false).raw(&format!(
+            "           {family}: {} bytes after {:?}",
+            JUMBO - 80,
+            begin.elapsed()
+        ));
     }
     Ok(())
 }
