@@ -4,6 +4,7 @@ mod baseline;
 mod chaos;
 pub(crate) mod failover;
 mod impaired;
+mod interop;
 mod joined;
 mod kube_api;
 mod kube_clusters;
@@ -18,8 +19,8 @@ use anyhow::Result;
 use crate::rules::{Backend, Variant};
 use crate::world::World;
 
-use place::Place;
 pub(crate) use chaos::{ChaosArgs, chaos};
+use place::Place;
 pub(crate) use runner::{TestArgs, test};
 
 /// In which world a scenario plays. Those of one world run one after the other in it.
@@ -147,8 +148,9 @@ mod tests {
             .iter()
             .map(Scenario::full_name)
             .chain(kube_api::all().iter().map(Scenario::full_name))
+            .chain(interop::all().iter().map(Scenario::full_name))
             .collect();
-        assert_eq!(names.len(), all.len() + kube_api::all().len());
+        assert_eq!(names.len(), all.len() + kube_api::all().len() + interop::all().len());
         let mut worlds: Vec<_> = all.iter().map(|scenario| scenario.setting).collect();
         worlds.dedup();
         let distinct: std::collections::BTreeSet<_> = worlds.iter().copied().collect();

@@ -1,5 +1,6 @@
 //! The kinds of places in which scenarios play, as far as the runner has to know them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -8,6 +9,7 @@ use super::Setting;
 use crate::build::Programs;
 use crate::kube::{Clusters, KubeApi, KubePrograms};
 use crate::screen::Screen;
+use crate::tunnel::{Installed, Kind};
 use crate::world::{Leftovers, World};
 
 /// The programs that were built for a run, as far as it needs them.
@@ -15,6 +17,8 @@ use crate::world::{Leftovers, World};
 pub(crate) struct Built {
     pub(crate) podspan: Option<Programs>,
     pub(crate) kubernetes: Option<KubePrograms>,
+    /// What stands at the ends of single tunnels.
+    pub(crate) tunnels: BTreeMap<Kind, Installed>,
 }
 
 /// A world of some kind.

@@ -7,8 +7,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 
 use super::place::{Built, Place};
-use super::{Scenario, all, failover, kube_api, kube_clusters};
+use super::{Scenario, all, failover, interop, kube_api, kube_clusters};
 use crate::screen::Screen;
+use crate::tunnel::{self, Kind};
 use crate::{build, kube, requirements, signals};
 
 #[derive(Debug, Args)]
@@ -90,8 +91,9 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     let cargo: Vec<_> = CARGO_TESTS.into_iter().filter(|(name, ..)| args.wants(name)).collect();
     let worlds = wanted_of(args, all());
     let api = wanted_of(args, kube_api::all());
+    let tunnels = wanted_of(args, interop::all());
     let clusters = if args.kube { wanted_of(args, kube_clusters::all()) } else { Vec::new() };
-    if worlds.is_empty() && api.is_empty() && clusters.is_empty() && cargo.is_empty() {
+    if worlds.is_empty() && api.is_empty() && tunnels.is_empty() && clusters.is_empty() && cargo.is_empty() {
         bail!(
             "no test has {:?} in its name; see `cargo lab test --list`, or `--list --kube`",
             args.filter.as_deref().unwrap_or("")
@@ -100,7 +102,8 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     let screen = Screen::new(false);
     if args.list {
         let cargo = cargo.iter().map(|(name, about, _)| ((*name).to_owned(), *about));
-        for (name, about) in cargo.chain(listed(&worlds)).chain(listed(&api)).chain(listed(&clusters)) {
+        let places = listed(&worlds).chain(listed(&tunnels)).chain(listed(&api)).chain(listed(&clusters));
+        for (name, about) in cargo.chain(places) {
             screen.raw(&format!("{name:<32} {about}"));
         }
         return Ok(ExitCode::SUCCESS);
@@ -118,6 +121,11 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     {
         built.podspan = Some(build::programs(&screen)?);
     }
+    if !tunnels.is_empty() {
+        for kind in interop::PEERS.into_iter().chain([Kind::Podspan]) {
+            built.tunnels.insert(kind, tunnel::ensure(kind, &screen)?);
+        }
+    }
     if !clusters.is_empty() {
         requirements::ensure_kube(&screen)?;
         built.kubernetes = Some(kube::ensure_programs(kube::Wanted::All, &screen)?);
@@ -127,6 +135,9 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     }
     let means = Means { args, screen: &screen, built };
     let mut next = run_places(&worlds, &means, &mut tally)?;
+    if next == Next::GoOn {
+        next = run_places(&tunnels, &means, &mut tally)?;
+    }
     if next == Next::GoOn {
         next = run_places(&api, &means, &mut tally)?;
     }

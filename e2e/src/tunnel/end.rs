@@ -32,7 +32,7 @@ pub(crate) struct Options {
     pub(crate) lanes: u8,
     /// Threads, where a program lets one choose.
     pub(crate) threads: Option<u8>,
-    /// More words for podspan's node: offloads and options.
+    /// More words for the program; those of podspan's node are offloads and options.
     pub(crate) words: Vec<String>,
     /// Seconds between WireGuard's keepalives.
     pub(crate) keepalive: Option<u16>,
@@ -141,6 +141,7 @@ impl End {
             .args(["--mount", "sh", "-c", SCRIPT, "sh"])
             .arg(&program.path)
             .args(words)
+            .args(&options.words)
             .arg("wg0")
             .env("LOG_LEVEL", level)
             .env("WG_LOG_LEVEL", level)

@@ -2,8 +2,6 @@
 //!
 //! Text has one size and one width for each character, so that both look the same and neither needs a font of the machine.
 
-#![allow(dead_code, unused_imports, reason = "under construction")]
-
 mod charts;
 mod raster;
 
