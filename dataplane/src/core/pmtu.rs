@@ -246,6 +246,27 @@ impl PathMtu {
         self.search.is_some_and(|search| search.why == Why::Fall)
     }
 
+    /// When it is to be seen whether a black hole is gone.
+    pub(crate) fn heal_at(&self) -> Option<Time> {
+        self.black_hole.and_then(|_| self.raise_at())
+    }
+
+    /// Whether that is being found out, or it is time to.
+    pub(crate) fn may_heal(&self, now: Time) -> bool {
+        let raising = self.search.is_some_and(|search| search.why == Why::Raise);
+        self.heal_at().is_some_and(|at| raising || now >= at)
+    }
+
+    /// When more is to be tried, on a path that takes less than the interface.
+    fn raise_at(&self) -> Option<Time> {
+        self.size.filter(|&size| size < self.ceiling).map(|_| self.raise_at)
+    }
+
+    /// Whether a probe is under way.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.sent.is_some()
+    }
+
     /// Whether anything is known, so that packets need not be fragmented on the way.
     pub(crate) fn is_known(&self) -> bool {
         self.size.is_some()
@@ -335,8 +356,7 @@ impl PathMtu {
         if self.search.is_some() || self.size.is_none() || self.losses > 0 {
             return Some(now);
         }
-        let raise = self.size.is_some_and(|size| size < self.ceiling).then_some(self.raise_at);
-        [Some(self.confirm_at()), raise].into_iter().flatten().min()
+        [Some(self.confirm_at()), self.raise_at()].into_iter().flatten().min()
     }
 
     /// A probe was answered: it arrived with this size.

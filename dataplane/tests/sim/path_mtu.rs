@@ -288,6 +288,22 @@ fn idle_tunnels_keep_what_they_know_and_cost_nothing() {
 }
 
 #[test]
+fn an_idle_tunnel_finds_out_that_its_path_is_wide_again() {
+    let mut sim = pair(V4, 1500);
+    chat(&mut sim, S);
+    narrow(&mut sim, 0, 1400);
+    Transfer { size: 1440, number: 0 }.run(&mut sim, 5 * S, |n, size| sized(0, n, size));
+    assert_eq!(path(&sim, 0).mtu, Some(1340));
+    let before = path(&sim, 0).probes;
+    sim.run(600 * S);
+    let probes = path(&sim, 0).probes - before;
+    assert!((10..150).contains(&probes), "{probes} in ten minutes");
+    sim.path_mtu.clear();
+    sim.run(75 * S);
+    assert_eq!((path(&sim, 0).mtu, path(&sim, 0).black_hole), (Some(1440), None));
+}
+
+#[test]
 fn another_address_is_measured_anew() {
     let mut sim = pair(V4, 1500);
     narrow(&mut sim, 0, 1400);

@@ -1,5 +1,7 @@
 //! How packets of different sizes cross a tunnel, and the probes that tell.
 
+use std::time::Duration;
+
 use tracing::{debug, info, warn};
 
 use super::Tunnel;
@@ -14,6 +16,9 @@ use crate::offload::Ecn;
 
 /// In the stamp of a probe that asks for the path's MTU; those that ask for liveness have a time there.
 const OF_PATH: u64 = 1 << 63;
+
+/// Between looks at what nobody waits for.
+const LEISURE: Duration = Duration::from_millis(500);
 
 impl Tunnel {
     /// The size to tell the sender of a packet of `length` bytes that may not be fragmented, if it is too
@@ -63,10 +68,18 @@ impl Tunnel {
         if let Some(news) = self.path.judge(now, &link) {
             self.note_path(now, news);
         }
-        let wanted = demand == Demand::InUse || (self.path.is_searching() && demand != Demand::Nobody);
-        if !wanted || matches!(self.health.state(), State::Unproven | State::Dead) {
+        // The routes to a whole cluster follow its narrowest path, so a black hole is looked after although
+        // nothing uses the tunnel. A path that was narrow ever since is not: there may be thousands of these.
+        let wanted = demand == Demand::InUse
+            || (self.path.is_searching() && demand != Demand::Nobody)
+            || self.path.may_heal(now);
+        if matches!(self.health.state(), State::Unproven | State::Dead) {
             return None;
         }
+        if !wanted {
+            return self.path.heal_at();
+        }
+        let hurry = demand == Demand::InUse || self.path.is_searching();
         if let Some((number, size)) = self.path.probe(now) {
             let probe = Probe {
                 kind: Kind::Request,
@@ -78,7 +91,7 @@ impl Tunnel {
             };
             self.send_path_probe(now, &probe.padded(), shared, sink);
         }
-        self.path.due(now, &link)
+        self.path.due(now, &link).map(|due| if hurry { due } else { due.max(now + LEISURE) })
     }
 
     fn send_path_probe(&mut self, now: Time, probe: &[u8], shared: &Shared, sink: &mut impl Sink) {

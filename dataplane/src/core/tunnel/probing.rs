@@ -58,6 +58,8 @@ impl Tunnel {
         if self.health.judge(now) {
             self.note_health(now);
         }
+        // Whether a large probe is lost is seen by the small ones after it.
+        let demand = if demand == Demand::Idle && self.path.is_waiting() { Demand::Standby } else { demand };
         let (draining, pace) = (shared.draining, shared.pace);
         let jitter = jitter.next() as u8;
         let probe = match self.health.probe(now, demand, jitter, draining, pace) {

@@ -189,9 +189,10 @@ fn wide(world: &World, findings: &mut Findings) -> Result<()> {
 /// Gives every link of the underlay this MTU.
 fn links(world: &World, mtu: u32) -> Result<()> {
     for netns in world.topology.fixed_namespaces() {
+        // Not by what /sys/class/net lists, which is of the namespace that mounted it.
         let script = format!(
-            "for link in /sys/class/net/*; do name=${{link##*/}}; \
-             case $name in lo|{INTERFACE}|cni*|veth*) ;; *) ip link set $name mtu {mtu} || exit 1 ;; esac; done"
+            "ip -o link show | while IFS=': @' read -r _ name _; do \
+             case $name in lo|{INTERFACE}|cni*|veth*) ;; *) ip link set \"$name\" mtu {mtu} || exit 1 ;; esac; done"
         );
         Cmd::new("sh").args(["-c", &script]).within(&netns).run_ok()?;
     }
