@@ -6,16 +6,18 @@
 //! messages with associated data, which in WireGuard only handshakes have, it is aws-lc.
 //!
 //! `wide` is used only after it has given the same as aws-lc for messages of many lengths, when the first key is
-//! made. Nothing in it branches on, or looks up in memory by, what is secret.
+//! made (`self_test`); if it does not, that is said once, at ERROR, and aws-lc is used. Nothing in `wide` branches on,
+//! or looks up in memory by, what is secret.
 //!
 //! boringtun reaches this through the package in `ring/`, which has the interface of the crate that boringtun
 //! asks for.
 
 #[cfg(target_arch = "x86_64")]
+mod self_test;
+#[cfg(target_arch = "x86_64")]
 mod wide;
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use zeroize::Zeroize as _;
 
 /// Length of a key, bytes.
 pub const KEY: usize = 32;
@@ -44,12 +46,20 @@ impl Implementation {
     pub fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            static WORKS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-            if *WORKS.get_or_init(|| wide::Cipher::is_supported() && agree()) {
-                return Self::Wide;
-            }
+            static BEST: std::sync::OnceLock<Implementation> = std::sync::OnceLock::new();
+            *BEST.get_or_init(|| self_test::choose(wide::Cipher::is_supported(), self_test::wide))
         }
+        #[cfg(not(target_arch = "x86_64"))]
         Self::AwsLc
+    }
+}
+
+impl std::fmt::Display for Implementation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Wide => "AVX-512 with IFMA",
+            Self::AwsLc => "aws-lc",
+        })
     }
 }
 
@@ -156,34 +166,4 @@ fn open<'a>(
 ) -> Result<&'a mut [u8], Refused> {
     let nonce = Nonce::assume_unique_for_key(nonce);
     key.open_in_place(nonce, Aad::from(associated), data).map_err(|_| Refused)
-}
-
-/// Whether `wide` gives what aws-lc gives: a few lengths around each of its borders, both ways, and a tag that is
-/// wrong. Some 50 us.
-#[cfg(target_arch = "x86_64")]
-fn agree() -> bool {
-    const LENGTHS: [usize; 16] = [0, 1, 15, 16, 63, 65, 112, 129, 192, 193, 448, 449, 960, 961, 1420, 1473];
-    let mut bytes = [0_u8; KEY];
-    let mut nonce = [0_u8; NONCE];
-    let ok = LENGTHS.iter().enumerate().all(|(i, &length)| {
-        bytes.iter_mut().enumerate().for_each(|(j, b)| *b = (i * 37 + j * 101 + 7) as u8);
-        nonce.iter_mut().enumerate().for_each(|(j, b)| *b = (i * 59 + j * 17) as u8);
-        let (Ok(wide), Ok(other)) = (wide::Cipher::new(&bytes), aws_lc(&bytes)) else { return false };
-        // Carries that a random message would never bring about come with the largest of all words.
-        let fill = if i % 2 == 0 { 0xff } else { i as u8 };
-        let (mut ours, mut theirs) = ([fill; 1473], [fill; 1473]);
-        let (ours, theirs) = (&mut ours[..length], &mut theirs[..length]);
-        let (Ok(tag), Ok(expected)) = (wide.seal(nonce, ours), seal(&other, nonce, &[], theirs)) else {
-            return false;
-        };
-        let mut wrong = tag;
-        wrong[i] ^= 1;
-        tag == expected
-            && ours == theirs
-            && wide.open(nonce, ours, &wrong).is_err()
-            && wide.open(nonce, ours, &tag).is_ok()
-            && ours.iter().all(|&b| b == fill)
-    });
-    bytes.zeroize();
-    ok
 }

@@ -55,7 +55,8 @@ fn every_length_agrees_with_aws_lc() {
     let reference = Key::with(Implementation::AwsLc, &bytes).unwrap();
     for implementation in implementations() {
         let key = Key::with(implementation, &bytes).unwrap();
-        for length in (0..4200).chain([9000, 65_519, 200_000]) {
+        // Those around every border of blocks, groups and passes; what a datagram and a packet hold at most.
+        for length in (0..4200).chain([8192, 9000, 65_507, 65_519, 65_535, 65_536, 200_000]) {
             let mut nonce = [0; 12];
             nonce[4..].copy_from_slice(&(length as u64).to_le_bytes());
             let plain: Vec<u8> = (0..length).map(|i| (i * 31 + length) as u8).collect();
@@ -89,6 +90,31 @@ fn carries_are_not_lost() {
                 let tag = Key::with(implementation, &key).unwrap().seal(nonce, &[], &mut ours).unwrap();
                 assert_eq!(tag, reference.seal(nonce, &[], &mut theirs).unwrap(), "{length} bytes");
                 assert!(ours.iter().all(|&byte| byte == 0xff));
+            }
+        }
+    }
+}
+
+/// Nonces and keys at their ends: the counter's word is not theirs, and nothing of one spills into the other.
+#[test]
+fn the_ends_of_keys_and_nonces_agree_with_aws_lc() {
+    for implementation in implementations() {
+        for (key, nonce) in [(0x00, 0x00), (0x00, 0xff), (0xff, 0x00), (0xff, 0xff), (0x80, 0x7f)] {
+            let (bytes, nonce) = ([key; 32], [nonce; 12]);
+            let ours = Key::with(implementation, &bytes).unwrap();
+            let reference = Key::with(Implementation::AwsLc, &bytes).unwrap();
+            for length in [0, 1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 1023, 1024, 1025, 1472, 1473, 65_535]
+            {
+                for associated in [0, 1, 15, 16, 17, 64] {
+                    let associated = vec![0xff; associated];
+                    let (mut a, mut b) = (vec![0x55; length], vec![0x55; length]);
+                    let tag = ours.seal(nonce, &associated, &mut a).unwrap();
+                    assert_eq!(tag, reference.seal(nonce, &associated, &mut b).unwrap(), "{length} bytes");
+                    assert!(a == b, "{implementation:?}, {length} bytes");
+                    a.extend(tag);
+                    assert!(reference.open(nonce, &associated, &mut a.clone()).is_ok());
+                    assert!(ours.open(nonce, &associated, &mut a).unwrap().iter().all(|&b| b == 0x55));
+                }
             }
         }
     }

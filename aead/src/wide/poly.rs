@@ -225,3 +225,143 @@ fn finish(numbers: Numbers, s0: u64, s1: u64) -> [u8; BLOCK] {
     let h = u128::from(h0) | u128::from(h1) << 44 | u128::from(h2) << 88;
     h.wrapping_add(u128::from(s0) | u128::from(s1) << 64).to_le_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Cipher;
+    use super::*;
+
+    /// A number less than 2^192, its lowest word first. What follows is slow, and plain enough to be believed.
+    type Number = [u64; 3];
+
+    /// 2^130 - 5.
+    const P: Number = [u64::MAX - 4, u64::MAX, 3];
+
+    fn plus(a: Number, b: Number) -> Number {
+        let (mut sum, mut carry) = ([0; 3], 0);
+        for i in 0..3 {
+            let word = u128::from(a[i]) + u128::from(b[i]) + carry;
+            (sum[i], carry) = (word as u64, word >> 64);
+        }
+        reduced(sum)
+    }
+
+    /// Modulo 2^192, plus P if it is negative: what is carried out of the last word makes up for what was borrowed.
+    fn minus(a: Number, b: Number) -> Number {
+        let (mut difference, mut borrow) = ([0; 3], false);
+        for i in 0..3 {
+            let (word, first) = a[i].overflowing_sub(b[i]);
+            let (word, second) = word.overflowing_sub(borrow.into());
+            (difference[i], borrow) = (word, first || second);
+        }
+        if borrow { plus(difference, P) } else { difference }
+    }
+
+    fn reduced(mut a: Number) -> Number {
+        while a.iter().rev().ge(P.iter().rev()) {
+            a = minus(a, P);
+        }
+        a
+    }
+
+    fn times(a: Number, b: Number) -> Number {
+        (0..130).rev().fold([0; 3], |product, bit| {
+            let product = plus(product, product);
+            if b[bit / 64] >> (bit % 64) & 1 == 1 { plus(product, a) } else { product }
+        })
+    }
+
+    /// By Fermat: the power P - 2.
+    fn inverse(a: Number) -> Number {
+        let exponent = minus(P, [2, 0, 0]);
+        (0..130).rev().fold([1, 0, 0], |power, bit| {
+            let power = times(power, power);
+            if exponent[bit / 64] >> (bit % 64) & 1 == 1 { times(power, a) } else { power }
+        })
+    }
+
+    fn number(bytes: &[u8], end: u64) -> Number {
+        let mut block = [0; BLOCK];
+        block[..bytes.len()].copy_from_slice(bytes);
+        let value = u128::from_le_bytes(block);
+        [value as u64, (value >> 64) as u64, end]
+    }
+
+    fn clamped(key: [u64; 4]) -> Number {
+        [key[0] & 0x0fff_fffc_0fff_ffff, key[1] & 0x0fff_fffc_0fff_fffc, 0]
+    }
+
+    /// The sum after some blocks, each followed by its bit.
+    fn sum(r: Number, blocks: &[u8]) -> Number {
+        blocks.chunks(BLOCK).fold([0; 3], |sum, block| times(plus(sum, number(block, 1)), r))
+    }
+
+    fn lengths(message: usize) -> Number {
+        [0, message as u64, 1]
+    }
+
+    fn slow_tag(key: [u64; 4], message: &[u8]) -> [u8; BLOCK] {
+        let r = clamped(key);
+        let h = times(plus(sum(r, message), lengths(message.len())), r);
+        let h = u128::from(h[0]) | u128::from(h[1]) << 64;
+        h.wrapping_add(u128::from(key[2]) | u128::from(key[3]) << 64).to_le_bytes()
+    }
+
+    /// Sums that end a little above nothing or below the modulus, where the last reduction decides: random messages would
+    /// not come upon them once in the life of the universe.
+    #[test]
+    fn sums_near_the_modulus_are_reduced() {
+        assert_eq!(times(inverse([7, 8, 1]), [7, 8, 1]), [1, 0, 0]);
+        if !Cipher::is_supported() {
+            println!("this processor has no AVX-512 with IFMA: nothing to test");
+            return;
+        }
+        let keys = [
+            [1, 0],
+            [2, 0],
+            [4, 0],
+            [0, 4],
+            [u64::MAX, u64::MAX],
+            [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
+        ];
+        let mut found = 0;
+        for [low, high] in keys {
+            for s in [[0, 0], [u64::MAX, u64::MAX], [5, u64::MAX]] {
+                let key = [low, high, s[0], s[1]];
+                let r = clamped(key);
+                let back = inverse(r);
+                for offset in 0..=8_u64 {
+                    for target in [[offset, 0, 0], minus(P, [offset + 1, 0, 0])] {
+                        for blocks in [2, 7, 8, 9, 23] {
+                            // The last block that makes the sum what it is to be, if there is one: one in four has it.
+                            for fill in 0..40_u8 {
+                                let mut message = vec![fill.wrapping_mul(37); blocks * BLOCK];
+                                let (first, last) = message.split_at_mut((blocks - 1) * BLOCK);
+                                let wanted = minus(times(target, back), lengths(blocks * BLOCK));
+                                let wanted = minus(times(wanted, back), sum(r, first));
+                                let block = minus(wanted, [0, 0, 1]);
+                                if block[2] != 0 {
+                                    continue;
+                                }
+                                last[..8].copy_from_slice(&block[0].to_le_bytes());
+                                last[8..].copy_from_slice(&block[1].to_le_bytes());
+                                let h = plus(sum(r, &message), lengths(message.len()));
+                                assert_eq!(times(h, r), target);
+                                // SAFETY: the processor has what it takes.
+                                let tag = unsafe { tag(key, &message) };
+                                assert_eq!(
+                                    tag,
+                                    slow_tag(key, &message),
+                                    "{key:x?}, {target:x?}, {blocks} blocks"
+                                );
+                                found += 1;
+                                break;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert!(found > 1000, "only {found} sums were tried");
+    }
+}
