@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use podspan_aead::Implementation;
 
 use super::contender::{Contender, Tunnel};
 use super::metric::{Metric, Results};
@@ -176,8 +177,9 @@ impl Turn<'_> {
             results.add(self.contender, Metric::CallsPerMb, calls as f64 / (stream.bytes / 1e6));
         }
         if self.contender == Contender::Bound {
-            let crypto = crypto::seconds_per_gb()?;
+            let crypto = crypto::seconds_per_gb(Implementation::best())?;
             results.crypto.push(crypto);
+            results.crypto_aws_lc.push(crypto::seconds_per_gb(Implementation::AwsLc)?);
             results.add_bound(metric, bound(cores(), per_gb(daemons + load), crypto));
         }
         Ok(())

@@ -109,8 +109,10 @@ pub(crate) struct Results {
     values: BTreeMap<(Contender, Metric), Vec<f64>>,
     /// The bound of each of the TCP figures, Gbit/s.
     bounds: BTreeMap<Metric, Vec<f64>>,
-    /// ChaCha20-Poly1305's share, CPU s per GB.
+    /// ChaCha20-Poly1305's share, CPU s per GB, with what podspan uses.
     pub(crate) crypto: Vec<f64>,
+    /// The same with aws-lc.
+    pub(crate) crypto_aws_lc: Vec<f64>,
     /// What a reader should know of single turns.
     pub(crate) notes: Vec<String>,
     /// What went wrong, told with the contender.
