@@ -1,12 +1,12 @@
 //! The handle that the agent holds.
 
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use podspan_wire::{LaneKey, MAX_LANES, NodeId};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::core::{Config, Core, PathLimits};
 use crate::counters::WorkerCounters;
@@ -16,7 +16,7 @@ use crate::table::{Table, TableError, TableSpec};
 use crate::takeover::adopt::{Adopted, adopt};
 use crate::takeover::{LentLane, Role};
 use crate::tun::Queue;
-use crate::worker::{Clock, Command, LaneSocket, Worker};
+use crate::worker::{Clock, Command, LaneSocket, Teller, Worker};
 
 /// The running packet path: worker threads, one for each lane. Dropping it stops them.
 #[derive(Debug)]
@@ -34,19 +34,13 @@ struct Handle {
     port: u16,
     counters: Arc<WorkerCounters>,
     failed: Arc<OnceLock<String>>,
-    commands: Sender<Command>,
-    wake: Arc<EventFd>,
+    teller: Teller,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Handle {
     fn tell(&self, command: Command) {
-        // A worker that has ended takes no commands; `status` tells of it.
-        if self.commands.send(command).is_ok()
-            && let Err(error) = self.wake.write(1)
-        {
-            warn!(lane = self.lane, %error, "cannot wake the packet worker");
-        }
+        self.teller.tell(command);
     }
 }
 
@@ -69,6 +63,7 @@ impl Dataplane {
             None => open_all(&settings)?,
         };
         let mut dataplane = Self { clock, own, table: Mutex::default(), workers: Vec::new() };
+        let all = Arc::new(OnceLock::new());
         for ((lane, Opened { socket, queue, role, mask }), secret) in
             opened.into_iter().enumerate().zip(settings.lanes)
         {
@@ -106,6 +101,7 @@ impl Dataplane {
                 role,
                 commands: inbox,
                 wake: Arc::clone(&wake),
+                all: Arc::clone(&all),
                 failed: Arc::clone(&failed),
             };
             // Should a later lane fail, dropping `dataplane` stops the ones that run already.
@@ -115,11 +111,12 @@ impl Dataplane {
                 port,
                 counters,
                 failed,
-                commands,
-                wake,
+                teller: Teller { lane, commands, wake },
                 thread: Some(thread),
             });
         }
+        // It is set once, here.
+        let _ = all.set(dataplane.workers.iter().map(|worker| worker.teller.clone()).collect());
         let last = settings.port + (dataplane.workers.len() - 1) as u16;
         info!(
             interface = settings.interface,

@@ -153,6 +153,8 @@ pub(crate) struct Health {
     /// When a packet was last sent, and when one would have been, had it been better.
     used: Option<Time>,
     missed: Option<Time>,
+    /// Another lane to the peer has found something out: the next probe is not to wait.
+    hastened: bool,
     held_until: Time,
     /// Whether it has held out for [`STEADY`] since it came back, and when it will have.
     steady: bool,
@@ -252,6 +254,12 @@ impl Health {
         self.missed.replace(now).is_none_or(|at| now.since(at) >= USE)
     }
 
+    /// Another lane to the peer found that it is gone, or back: see to it at once, and for a while.
+    pub(crate) fn hasten(&mut self, now: Time) {
+        self.missed = Some(now);
+        self.hastened = self.state != State::Unproven;
+    }
+
     pub(crate) fn demand(&self, now: Time, cluster_in_use: bool, dials: bool) -> Demand {
         let lately = |at: Option<Time>| at.is_some_and(|at| now.since(at) < USE);
         if lately(self.used) {
@@ -310,6 +318,9 @@ impl Health {
     fn probe_at(&self, demand: Demand) -> Option<Time> {
         let interval = self.interval(demand)?;
         let Some(last) = self.last_sent else { return Some(Time::default()) };
+        if self.hastened {
+            return Some(last + OVERDUE);
+        }
         let regular = last + interval + interval / 16 * self.jitter.into() / 256;
         let overdue = match self.state {
             State::Unproven | State::Dead => None,
@@ -386,6 +397,7 @@ impl Health {
         self.sent.get_or_insert_default()[(sequence % WINDOW) as usize] = now;
         self.answered &= !(1 << (sequence % WINDOW));
         self.last_sent = Some(now);
+        self.hastened = false;
         self.jitter = jitter;
         Probe { kind: Kind::Request, draining, sequence, size: LEAST as u16, pace, stamp: now.as_micros() }
     }
@@ -397,7 +409,7 @@ impl Health {
     }
 
     /// A handshake that this end began was completed: the way works in both directions. Whether the peer
-    /// answers probes is to be seen.
+    /// answers probes is to be seen: until it does, a dead one stays dead for those who send.
     pub(crate) fn shaken(&mut self) {
         if self.state == State::Unproven {
             // Perhaps it is another version of the peer by now.
@@ -407,9 +419,7 @@ impl Health {
             self.settle();
             self.last_sent = None;
             self.in_vain += 1;
-            if self.in_vain < IN_VAIN {
-                self.set(State::Suspect);
-            } else {
+            if self.in_vain >= IN_VAIN {
                 *self = Self {
                     used: self.used,
                     missed: self.missed,

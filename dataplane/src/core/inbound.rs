@@ -252,6 +252,7 @@ impl Core {
         tunnel.shake(now, handshake.from, handshake.kind, message, &mut self.shared, sink)?;
         let due = tunnel.next_tick(now, true);
         self.schedule(slot, due);
+        self.note_turn(slot);
         self.follow_endpoint(slot, before);
         Ok(())
     }

@@ -19,6 +19,9 @@ const IDLE_PROBES: usize = 400;
 /// Packets that wait to be sent through certain tunnels, at most.
 const MOST_THROUGH: usize = 1024;
 
+/// Peers that were found to be gone, or back, and that nobody has asked for yet, at most.
+const MOST_TURNED: usize = 1024;
+
 /// How much longer than the nearest's a round trip may be at least, to be as near.
 const MARGIN: Duration = Duration::from_millis(1);
 
@@ -91,7 +94,35 @@ impl Core {
         };
         let due = tunnel.probed(now, probe, &self.shared, sink)?;
         self.schedule(slot, due);
+        self.note_turn(slot);
         Ok(0)
+    }
+
+    /// Notes it if the peer behind the tunnel in `slot` was found to be gone, or back.
+    pub(super) fn note_turn(&mut self, slot: u32) {
+        let Some(Some(tunnel)) = self.tunnels.get_mut(slot as usize) else { return };
+        // Who is left out here is looked at by the other lanes when they next would have.
+        if tunnel.has_turned() && self.turned.len() < MOST_TURNED {
+            self.turned.push(tunnel.profile.id.clone());
+        }
+    }
+
+    /// A peer that a tunnel of this core found to be gone, or back: the cores of the node's other lanes had better
+    /// [look](Self::look_at) for themselves. Each is given once.
+    pub fn poll_turned(&mut self) -> Option<NodeId> {
+        self.turned.pop()
+    }
+
+    /// Has the tunnels to `peer` probed at once: another lane to it found that it is gone, or back. Without it a
+    /// lane that hardly carries anything would know of a death only when packets have died of it.
+    pub fn look_at(&mut self, now: Time, peer: &NodeId) {
+        let Ok(peer) = self.table.peers.binary_search_by(|known| known.spec.id.cmp(peer)) else { return };
+        let slots = self.by_peer.get(peer).map(|peer| peer.slots.clone()).unwrap_or_default();
+        for slot in slots {
+            let Some(Some(tunnel)) = self.tunnels.get_mut(slot as usize) else { continue };
+            tunnel.hasten(now);
+            self.schedule(slot, Some(now));
+        }
     }
 
     /// Sends an inner packet through the tunnel to `gateway` at the next [`Core::handle_timeout`]; dropped if

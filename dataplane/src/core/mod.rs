@@ -65,7 +65,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use podspan_wire::LaneKey;
+use podspan_wire::{LaneKey, NodeId};
 
 pub use io::{Arrival, BATCH, Batch, Departure, MAX_DATAGRAM, OVERHEAD, Sink, TunnelTag};
 pub use pmtu::PathLimits;
@@ -156,6 +156,8 @@ pub struct Core {
     by_key: HashMap<LaneKey, u32>,
     /// Packets that are to take a certain tunnel, by its slot.
     through: Vec<(u32, Box<[u8]>)>,
+    /// Peers that were found to be gone, or back.
+    turned: Vec<NodeId>,
     /// When a packet was last to go to each cluster of the table.
     used: Vec<Option<Time>>,
     /// Who may be behind an address: current, learned and published endpoints.
@@ -211,6 +213,7 @@ impl Core {
             by_key: HashMap::new(),
             used: Vec::new(),
             through: Vec::new(),
+            turned: Vec::new(),
             by_endpoint: HashMap::new(),
             parted: Parted::default(),
             pieces: Pieces::default(),
@@ -261,6 +264,7 @@ impl Core {
             let demand = tunnel.health.demand(now, in_use, tunnel.profile.dial);
             let next = tunnel.tick(now, demand, &mut self.jitter, &mut self.shared, sink);
             self.schedule(slot, next);
+            self.note_turn(slot);
             self.compare(now, slot);
         }
     }

@@ -135,6 +135,11 @@ pub(crate) struct Tunnel {
     announced: Time,
     /// Packets wait for what becomes of the tunnel: try handshakes more often.
     hurry: bool,
+    /// The last session ended without an answer.
+    lost: bool,
+    /// Whether the peer seems to be gone, and whether that is news for its other lanes.
+    gone: bool,
+    turned: bool,
 }
 
 impl Tunnel {
@@ -169,6 +174,9 @@ impl Tunnel {
             announcements: 0,
             announced: Time::default(),
             hurry: false,
+            lost: false,
+            gone: false,
+            turned: false,
         }
     }
 
@@ -430,6 +438,7 @@ impl Tunnel {
         self.session = Some(now);
         self.initiator = initiator;
         self.shaking = None;
+        self.lost = false;
         self.force = false;
         self.active = true;
         self.profile.counters.set_handshake(now);
@@ -504,6 +513,7 @@ impl Tunnel {
             }
             Tick::Keepalive(length) => self.sent_by_timer(now, length, false, shared, sink),
             Tick::Expired => {
+                self.lost |= self.is_failing(now);
                 self.shaking = None;
                 self.session = None;
             }

@@ -20,7 +20,7 @@ mod sink;
 mod socket;
 
 use std::os::fd::AsFd as _;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use std::{io, panic, thread};
@@ -64,7 +64,28 @@ pub(crate) enum Command {
     Forwarding(NodeId, bool),
     /// An inner packet that is to take the tunnel of this peer, whatever else would be better.
     Through(NodeId, Box<[u8]>),
+    /// Another worker found that this peer is gone, or back.
+    Turned(NodeId),
     Stop,
+}
+
+/// How a worker is told something.
+#[derive(Clone, Debug)]
+pub(crate) struct Teller {
+    pub(crate) lane: usize,
+    pub(crate) commands: Sender<Command>,
+    pub(crate) wake: Arc<EventFd>,
+}
+
+impl Teller {
+    pub(crate) fn tell(&self, command: Command) {
+        // A worker that has ended takes no commands; `status` tells of it.
+        if self.commands.send(command).is_ok()
+            && let Err(error) = self.wake.write(1)
+        {
+            warn!(lane = self.lane, %error, "cannot wake the packet worker");
+        }
+    }
 }
 
 /// The clock that all workers share.
@@ -95,6 +116,8 @@ pub(crate) struct Worker {
     pub(crate) role: Role,
     pub(crate) commands: Receiver<Command>,
     pub(crate) wake: Arc<EventFd>,
+    /// All workers, once all are started.
+    pub(crate) all: Arc<OnceLock<Vec<Teller>>>,
     /// Filled if the worker ends without having been told to.
     pub(crate) failed: Arc<OnceLock<String>>,
 }
@@ -194,6 +217,9 @@ impl Worker {
                 self.core.handle_timeout(now, &mut kernel);
             }
             kernel.flush(&self.core);
+            while let Some(peer) = self.core.poll_turned() {
+                self.tell_others(&peer);
+            }
             self.counters.set_offload(buffers.offload(&self.socket));
         }
     }
@@ -237,6 +263,14 @@ impl Worker {
         })
     }
 
+    /// Has the other workers look at a peer that was found to be gone, or back.
+    fn tell_others(&self, peer: &NodeId) {
+        let all = self.all.get().map(Vec::as_slice).unwrap_or_default();
+        for other in all.iter().filter(|other| other.lane != self.lane) {
+            other.tell(Command::Turned(peer.clone()));
+        }
+    }
+
     /// Does what it was told; `false` if that was to stop.
     fn obey(&mut self, now: Time) -> bool {
         // Nothing to read means that somebody else's wake-up was taken with an earlier one.
@@ -253,6 +287,7 @@ impl Worker {
                     self.core.set_forwarding(now, &gateway, forwards);
                 }
                 Ok(Command::Through(gateway, packet)) => self.core.send_through(now, &gateway, packet),
+                Ok(Command::Turned(peer)) => self.core.look_at(now, &peer),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => break,
             }

@@ -7,14 +7,19 @@ use podspan_dataplane::{ClusterSpec, DropCause, Liveness};
 
 use crate::net::{MS, S, Sim, udp};
 
-/// A node of alpha (0) and so many gateways of beta (1 ..), each of which has the route back.
 fn cluster(seed: u64, gateways: usize) -> Sim {
+    cluster_of(seed, gateways, 1)
+}
+
+/// A node of alpha (0) and so many gateways of beta (1 ..), each of which has the route back; all have so many
+/// lanes.
+pub(crate) fn cluster_of(seed: u64, gateways: usize, lanes: usize) -> Sim {
     let mut sim = Sim::new(seed);
     sim.weather.latency = MS;
-    sim.add("alpha/a", "192.0.2.1", 1);
+    sim.add("alpha/a", "192.0.2.1", lanes);
     let all: Vec<usize> = (1..=gateways).collect();
     for &g in &all {
-        sim.add(&format!("beta/g{g}"), &format!("198.51.100.{g}"), 1);
+        sim.add(&format!("beta/g{g}"), &format!("198.51.100.{g}"), lanes);
         sim.link(0, g, &[]).dial = true;
         sim.link(g, 0, &["10.0.0.0/16"]);
     }
@@ -24,7 +29,7 @@ fn cluster(seed: u64, gateways: usize) -> Sim {
     sim
 }
 
-fn flow(port: u16, number: u32) -> Vec<u8> {
+pub(crate) fn flow(port: u16, number: u32) -> Vec<u8> {
     udp("10.0.0.2", "10.2.0.9", port, number, 0)
 }
 

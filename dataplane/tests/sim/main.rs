@@ -4,6 +4,7 @@
 // Helpers of tests are tests too, though clippy does not see it.
 #![allow(clippy::unwrap_used)]
 
+mod all_dead;
 mod hostile;
 mod lifecycle;
 mod liveness;

@@ -347,6 +347,12 @@ impl Sim {
             let from = self.outside(node, lane);
             self.carry(from, to, ecn, whole, bytes);
         }
+        while let Some(peer) = self.nodes[node].cores[lane].poll_turned() {
+            for other in (0..self.nodes[node].cores.len()).filter(|&other| other != lane) {
+                self.nodes[node].cores[other].look_at(now, &peer);
+                self.rearm(node, other);
+            }
+        }
         self.rearm(node, lane);
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracing::debug;
 
 use super::{SILENCE, Tunnel, emit};
-use crate::core::health::{Demand, Rank};
+use crate::core::health::{Demand, Rank, State};
 use crate::core::io::{OVERHEAD, Sink};
 use crate::core::noise::MAX_HANDSHAKE;
 use crate::core::probe::{Kind, LEAST, Probe};
@@ -24,20 +24,22 @@ const ANNOUNCEMENTS: u8 = 3;
 const AGAIN: Duration = Duration::from_millis(100);
 
 impl Tunnel {
-    /// How good a way the tunnel is now.
+    /// How good a way the tunnel is now. Who was dead is so until he answers, though sessions end and handshakes
+    /// begin anew meanwhile.
     pub(crate) fn rank(&self, now: Time) -> Rank {
         let silent = self.unanswered.is_some_and(|since| now.since(since) >= SILENCE);
+        let dead = self.health.state() == State::Dead || (self.lost && self.profile.wanted());
         match self.has_session() {
             true if silent => Rank::Dead,
             true => self.health.rank(),
-            false if self.is_failing(now) => Rank::Dead,
+            false if dead || self.is_failing(now) => Rank::Dead,
             false if self.is_dialable() => Rank::Unknown,
             false => Rank::Absent,
         }
     }
 
     /// Whether handshakes have been in vain for so long that nothing is to be hoped for.
-    fn is_failing(&self, now: Time) -> bool {
+    pub(super) fn is_failing(&self, now: Time) -> bool {
         let limit = if self.was_heard { GONE } else { NEVER_THERE };
         self.shaking.is_some_and(|since| now.since(since) >= limit)
     }
@@ -184,8 +186,21 @@ impl Tunnel {
         self.profile.counters.set_probed(self.health.rtt(), (lost, of), self.health.last_reply());
     }
 
+    /// Whether the peer was found to be gone, or back, since this was last asked.
+    pub(crate) fn has_turned(&mut self) -> bool {
+        std::mem::take(&mut self.turned)
+    }
+
+    /// Another lane to the peer found that it is gone, or back.
+    pub(crate) fn hasten(&mut self, now: Time) {
+        self.health.hasten(now);
+    }
+
     /// Tells the world of a change.
     pub(crate) fn note_health(&mut self, now: Time) {
+        let gone = self.health.state() >= State::Suspect;
+        self.turned |= gone != self.gone;
+        self.gone = gone;
         let health = &self.health;
         self.profile.counters.set_health(health);
         self.note_round_trip(now);
