@@ -5,9 +5,9 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use podspan_dataplane::{Dataplane, Offload, Settings};
+use podspan_dataplane::{Dataplane, DropCause, Offload, Settings};
 
-use crate::world::{Namespace, PATIENCE, TUN, ask, end, pair, pod, settings, tcp, udp_echo};
+use crate::world::{Namespace, Node, PATIENCE, TUN, ask, end, pair, pair_with, pod, settings, tcp, udp_echo};
 
 /// How many packets went with one system call, on average, while `bytes` of TCP went from `a` to `b`: into
 /// the TUN of `b`, out of that of `a`, out of the socket of `a`, into that of `b`.
@@ -48,41 +48,72 @@ pub(crate) fn offloads_do_what_they_are_for(offload: Offload) {
 pub(crate) fn datagrams_keep_their_borders_and_their_order(offload: Offload) {
     let (a, b) = pair(offload, (1, 1), 4, true);
     for to in ["10.202.0.1:7", "[fd00:202::1]:7"] {
-        let to: SocketAddr = to.parse().unwrap();
-        let echo = udp_echo(&b, to);
-        ask(&a, to, 100);
-        let sender = a.namespace.inside(move || {
-            let any: IpAddr = if to.is_ipv4() { "0.0.0.0".parse().unwrap() } else { "::".parse().unwrap() };
-            let socket = UdpSocket::bind((any, 0)).unwrap();
-            socket.connect(to).unwrap();
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
-            let segment = |n: i32| {
-                nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::UdpGsoSegment, &n).unwrap();
-            };
-            let mut buffer = [0; 65_536];
-            let mut number = 0_u8;
-            for (length, cut) in [(5000, 1000), (999, 0), (3100, 1000), (64, 0), (640, 64), (1300, 0), (1, 0)]
-            {
-                segment(cut);
-                let step = if cut == 0 { length } else { cut as usize };
-                let mut message = vec![0; length];
-                let mut sent = Vec::new();
-                for piece in message.chunks_mut(step) {
-                    piece.fill(number);
-                    number += 1;
-                    sent.push(piece.to_vec());
-                }
-                socket.send(&message).unwrap();
-                for expected in sent {
-                    let n = socket.recv(&mut buffer).expect("a datagram was lost");
-                    assert_eq!((n, buffer[0]), (expected.len(), expected[0]), "{length} in {cut}");
-                    assert_eq!(buffer[..n], expected);
-                }
+        datagrams(&a, &b, to.parse().unwrap());
+    }
+}
+
+fn datagrams(a: &Node, b: &Node, to: SocketAddr) {
+    let echo = udp_echo(b, to);
+    ask(a, to, 100);
+    let sender = a.namespace.inside(move || {
+        let any: IpAddr = if to.is_ipv4() { "0.0.0.0".parse().unwrap() } else { "::".parse().unwrap() };
+        let socket = UdpSocket::bind((any, 0)).unwrap();
+        socket.connect(to).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let segment = |n: i32| {
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::UdpGsoSegment, &n).unwrap();
+        };
+        let mut buffer = [0; 65_536];
+        let mut number = 0_u8;
+        for (length, cut) in [(5000, 1000), (999, 0), (3100, 1000), (64, 0), (640, 64), (1300, 0), (1, 0)] {
+            segment(cut);
+            let step = if cut == 0 { length } else { cut as usize };
+            let mut message = vec![0; length];
+            let mut sent = Vec::new();
+            for piece in message.chunks_mut(step) {
+                piece.fill(number);
+                number += 1;
+                sent.push(piece.to_vec());
             }
-        });
-        sender.join().unwrap();
-        end(&a, to);
-        echo.join().unwrap();
+            socket.send(&message).unwrap();
+            for expected in sent {
+                let n = socket.recv(&mut buffer).expect("a datagram was lost");
+                assert_eq!((n, buffer[0]), (expected.len(), expected[0]), "{length} in {cut}");
+                assert_eq!(buffer[..n], expected);
+            }
+        }
+    });
+    sender.join().unwrap();
+    end(a, to);
+    echo.join().unwrap();
+}
+
+/// All sixteen, each against a node that has just those which it lacks: no end needs to know what the other has.
+#[test]
+fn every_combination_talks_to_its_opposite() {
+    let combination =
+        |bits: u8| Offload { tso: bits & 1 != 0, uso: bits & 2 != 0, gso: bits & 4 != 0, gro: bits & 8 != 0 };
+    for bits in 0..16 {
+        let (here, there) = (combination(bits), combination(!bits));
+        let (a, b) = pair_with((here, there), (1, 1), 4, true);
+        assert_eq!((a.worker().offload, b.worker().offload), (here, there), "this kernel has all of them");
+        datagrams(&a, &b, "10.202.0.1:7".parse().unwrap());
+        datagrams(&b, &a, "[fd00:201::1]:7".parse().unwrap());
+        tcp(&a.namespace, &b.namespace, "10.202.0.1:8".parse().unwrap(), 2 << 20, 2);
+        tcp(&b.namespace, &a.namespace, "[fd00:201::1]:8".parse().unwrap(), 2 << 20, 2);
+        for node in [&a, &b] {
+            // Nothing was dropped, but for the multicast that Linux sends on any interface, and a handshake that came
+            // before this end knew its peer.
+            for (cause, n) in node.worker().drops {
+                let fine = matches!(cause, DropCause::NotUnicast | DropCause::UnknownPeer);
+                assert!(n == 0 || fine, "{here:?}: {cause:?} {n}");
+            }
+            // Probes are no packets of anybody's.
+            for (cause, n) in node.dataplane().status().peers[0].lanes[0].drops {
+                assert!(n == 0 || cause == DropCause::ProbeLimit, "{here:?}: {cause:?} {n}");
+            }
+        }
+        assert_eq!((a.worker().offload, b.worker().offload), (here, there));
     }
 }
 

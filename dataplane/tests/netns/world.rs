@@ -142,6 +142,16 @@ impl Node {
 
 /// Two nodes with a veth between them, up and knowing each other.
 pub(crate) fn pair(offload: Offload, lanes: (usize, usize), family: u8, dial: bool) -> (Node, Node) {
+    pair_with((offload, offload), lanes, family, dial)
+}
+
+/// The same with other offloads at either end.
+pub(crate) fn pair_with(
+    offload: (Offload, Offload),
+    lanes: (usize, usize),
+    family: u8,
+    dial: bool,
+) -> (Node, Node) {
     let (a, b) = (Namespace::new("a"), Namespace::new("b"));
     ip(&format!("link add veth0 netns {} type veth peer name veth0 netns {}", a.0, b.0));
     for (n, namespace) in [(1, &a), (2, &b)] {
@@ -149,8 +159,8 @@ pub(crate) fn pair(offload: Offload, lanes: (usize, usize), family: u8, dial: bo
         namespace.ip(&format!("addr add 2001:db8::{n}/64 dev veth0 nodad"));
         namespace.ip("link set veth0 up");
     }
-    let mut a = Node { namespace: a, number: 1, lanes: lanes.0, offload, dataplane: None };
-    let mut b = Node { namespace: b, number: 2, lanes: lanes.1, offload, dataplane: None };
+    let mut a = Node { namespace: a, number: 1, lanes: lanes.0, offload: offload.0, dataplane: None };
+    let mut b = Node { namespace: b, number: 2, lanes: lanes.1, offload: offload.1, dataplane: None };
     let underlay = |n: u8| if family == 4 { format!("192.0.2.{n}") } else { format!("2001:db8::{n}") };
     for node in [&mut a, &mut b] {
         node.start();
