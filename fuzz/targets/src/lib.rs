@@ -2,11 +2,13 @@
 //! the input is. A panic is a finding. `fuzz/` joins them to libFuzzer; the test here replays the corpus
 //! with the ordinary compiler.
 
+mod cipher;
 mod control;
 mod offload;
 mod packets;
 mod plugin;
 
+pub use cipher::cipher;
 pub use control::{api, bundle, cidr, grant, local, names, record};
 pub use offload::{coalesce, segments};
 pub use packets::packets;
@@ -16,7 +18,7 @@ pub use plugin::cni;
 pub type Target = fn(&[u8]);
 
 /// All targets, by the name of their corpus.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("grant", grant),
     ("record", record),
     ("bundle", bundle),
@@ -28,4 +30,5 @@ pub const TARGETS: [(&str, Target); 11] = [
     ("packets", packets),
     ("segments", segments),
     ("coalesce", coalesce),
+    ("cipher", cipher),
 ];
