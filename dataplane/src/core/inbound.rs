@@ -30,7 +30,7 @@ impl Core {
             Some(Kind::Data(index)) => Some(index),
             _ => None,
         });
-        let overloaded = self.overload.begin(now, data);
+        let overloaded = self.overload.begin(now, batch.is_full(), data);
         for (&Arrival { from, ecn }, datagram) in batch.iter() {
             packets += 1;
             bytes += datagram.len() as u64;

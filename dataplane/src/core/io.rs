@@ -85,8 +85,10 @@ impl<T> Batch<T> {
 
     /// Room for one more packet, of whatever size, if the batch takes one more.
     pub fn room(&mut self) -> Option<&mut [u8]> {
-        let room = self.bytes.get_mut(self.used..)?;
-        (self.entries.len() < BATCH && room.len() >= LARGEST).then_some(room)
+        if self.is_full() {
+            return None;
+        }
+        self.bytes.get_mut(self.used..)
     }
 
     /// Takes in the packet that was written to the first `length` bytes of [`Self::room`].
@@ -115,6 +117,12 @@ impl<T> Batch<T> {
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.iter().map(|entry| entry.range.len().div_ceil(entry.segment).max(1)).sum()
+    }
+
+    /// Whether it takes no more.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.entries.len() >= BATCH || self.bytes.len() - self.used.min(self.bytes.len()) < LARGEST
     }
 
     /// Whether there is none.

@@ -4,6 +4,11 @@
 //! part as the one that floods. So while the buffer overflows, a worker takes datagrams out of it faster than it opens
 //! them, and drops what is beyond an even share before the cipher sees it, which costs next to nothing. Who sends
 //! less than the share loses nothing; handshakes are not counted at all.
+//!
+//! An overflow is heard of late, since datagrams tell of it that lie behind a whole buffer of others, and seldom, since
+//! the kernel gives room back by quarters of the buffer. So it only begins with one: from then on a worker that does not
+//! empty the buffer with one batch is behind, and opens less and less of each, until it has caught up; what comes then it
+//! opens whole.
 
 use std::time::Duration;
 
@@ -13,7 +18,7 @@ use super::Time;
 const LEVELS: u32 = 5;
 /// A level has so long to show what it is worth.
 const STEP: Duration = Duration::from_millis(5);
-/// Without overflow for so long, it goes down one level.
+/// Without overflow and not behind for so long, it goes down one level.
 const CALM: Duration = Duration::from_millis(50);
 
 /// How many packets of a tunnel there are in a batch; later, how many of them are still admitted.
@@ -27,27 +32,32 @@ struct Share {
 pub(super) struct Overload {
     level: u32,
     changed: Time,
+    /// When it overflowed or was behind last.
+    strained: Time,
     shares: Vec<Share>,
 }
 
 impl Overload {
     /// The socket's buffer has overflowed.
     pub(super) fn note(&mut self, now: Time) {
+        self.strained = now;
         if self.level == 0 || now.since(self.changed) >= STEP {
             self.level = (self.level + 1).min(LEVELS);
             self.changed = now;
         }
     }
 
-    /// Begins with a batch whose data packets are for these `tunnels`. Returns whether [`Self::admits`] is to be asked.
-    pub(super) fn begin(&mut self, now: Time, tunnels: impl Iterator<Item = u32>) -> bool {
-        if self.level > 0 && now.since(self.changed) >= CALM {
+    /// Begins with a batch whose data packets are for these `tunnels`; `behind` is whether it took no more, so that some
+    /// may wait. Returns whether [`Self::admits`] is to be asked.
+    pub(super) fn begin(&mut self, now: Time, behind: bool, tunnels: impl Iterator<Item = u32>) -> bool {
+        if self.level > 0 && now.since(self.changed.max(self.strained)) >= CALM {
             self.level -= 1;
             self.changed = now;
         }
-        if self.level == 0 {
+        if self.level == 0 || !behind {
             return false;
         }
+        self.note(now);
         self.shares.clear();
         for tunnel in tunnels {
             match self.find(tunnel) {
@@ -104,7 +114,7 @@ mod tests {
     /// How many packets of each tunnel are admitted.
     fn admitted(overload: &mut Overload, now: Time, batch: &[(u32, usize)]) -> Vec<usize> {
         let all = || batch.iter().flat_map(|&(tunnel, n)| std::iter::repeat_n(tunnel, n));
-        let asked = overload.begin(now, all());
+        let asked = overload.begin(now, true, all());
         let mut counts = vec![0; batch.len()];
         for tunnel in all() {
             if !asked || overload.admits(tunnel) {
@@ -135,14 +145,42 @@ mod tests {
     }
 
     #[test]
+    fn who_is_behind_opens_less_until_he_has_caught_up() {
+        let (mut overload, mut now) = (Overload::default(), Time::default());
+        let opens = |overload: &mut Overload, now, behind| {
+            let asked = overload.begin(now, behind, std::iter::repeat_n(1, 1600));
+            (0..1600).filter(|_| !asked || overload.admits(1)).count()
+        };
+        // Full batches alone are nothing unusual.
+        assert_eq!(opens(&mut overload, now, true), 1600);
+        // But after an overflow they are, even if nothing is heard of another one.
+        overload.note(now);
+        for expected in [400, 200, 100, 50, 50] {
+            now = now + 10 * MS;
+            assert_eq!(opens(&mut overload, now, true), expected);
+        }
+        assert_eq!(opens(&mut overload, now, false), 1600);
+        // The next time it catches up as fast, unless it was long without.
+        now = now + 10 * MS;
+        assert_eq!(opens(&mut overload, now, true), 50);
+        for _ in 0..4 {
+            now = now + CALM;
+            assert_eq!(opens(&mut overload, now, false), 1600);
+        }
+        assert_eq!(opens(&mut overload, now, true), 800);
+    }
+
+    #[test]
     fn it_is_over_when_nothing_overflows() {
         let (mut overload, mut now) = (Overload::default(), Time::default());
         // Of many notes at one time one counts.
         (0..100).for_each(|_| overload.note(now));
         assert_eq!(admitted(&mut overload, now, &[(1, 100)]), [50]);
         now = now + (CALM - MS);
-        assert_eq!(admitted(&mut overload, now, &[(1, 100)]), [50]);
-        now = now + MS;
-        assert_eq!(admitted(&mut overload, now, &[(1, 100)]), [100]);
+        assert_eq!(admitted(&mut overload, now, &[(1, 100)]), [25], "it was behind all the time");
+        for expected in [50, 100, 100] {
+            now = now + CALM;
+            assert_eq!(admitted(&mut overload, now, &[(1, 100)]), [expected]);
+        }
     }
 }

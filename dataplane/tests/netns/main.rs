@@ -8,6 +8,7 @@
 mod measure;
 mod node;
 mod offload;
+mod overload;
 mod takeover;
 mod world;
 
