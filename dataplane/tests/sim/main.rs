@@ -6,6 +6,7 @@
 
 mod all_dead;
 mod hostile;
+mod lanes;
 mod lifecycle;
 mod liveness;
 mod net;

@@ -20,6 +20,11 @@ const PROBE: usize = 64 + 32;
 pub(crate) const MS: Duration = Duration::from_millis(1);
 pub(crate) const S: Duration = Duration::from_secs(1);
 
+/// CPU time of this thread.
+pub(crate) fn cpu() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
+}
+
 /// What the network does to datagrams.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Weather {
@@ -108,7 +113,7 @@ pub(crate) struct Sim {
     pub(crate) largest: BTreeMap<(IpAddr, IpAddr), usize>,
     /// How much longer than by the weather the way from an address takes.
     pub(crate) delay: BTreeMap<IpAddr, Duration>,
-    /// The time that the cores of node 0 really took.
+    /// The CPU time that the cores of node 0 took.
     pub(crate) took: Duration,
     /// Nodes whose links are down: the network neither takes from them nor gives to them.
     pub(crate) unplugged: BTreeSet<usize>,
@@ -333,10 +338,10 @@ impl Sim {
             sent: Vec::new(),
             delivered: Vec::new(),
         };
-        let begin = std::time::Instant::now();
+        let begin = cpu();
         work(&mut self.nodes[node].cores[lane], self.now, &mut out);
         if node == 0 {
-            self.took += begin.elapsed();
+            self.took += cpu() - begin;
         }
         let now = self.now;
         self.nodes[node].inbox.extend(out.delivered.into_iter().map(|packet| (now, lane, packet)));

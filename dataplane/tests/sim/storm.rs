@@ -14,7 +14,7 @@ use podspan_dataplane::table::Table;
 use podspan_dataplane::{DEFAULT_HANDSHAKE_LIMIT, DropCause, LaneSecret, PeerSpec, RouteSpec, TableSpec};
 use podspan_wire::{Lane, LaneKey};
 
-use crate::net::{MS, PORT, S, udp};
+use crate::net::{MS, PORT, S, cpu, udp};
 
 const PEERS: usize = 10_000;
 const LATENCY: Duration = Duration::from_millis(10);
@@ -107,11 +107,6 @@ enum Event {
     },
     /// The established flow sends its next packet.
     Flow,
-}
-
-/// CPU time of this thread.
-fn cpu() -> Duration {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
 }
 
 struct Storm {
