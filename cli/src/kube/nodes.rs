@@ -21,25 +21,46 @@ const EVERY: Duration = Duration::from_millis(250);
 /// The agents' pods.
 const SELECTOR: &str = "app.kubernetes.io/name=podspan,app.kubernetes.io/component=agent";
 
+/// The agents' pods of a node.
+struct Agents {
+    /// The one that came last.
+    last: Pod,
+    /// How many came before it and have not ended.
+    former: usize,
+}
+
 /// The agents' pods by node.
-pub(super) async fn pods(cluster: &Cluster) -> Result<BTreeMap<String, Pod>> {
+async fn pods(cluster: &Cluster) -> Result<BTreeMap<String, Agents>> {
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), NAMESPACE);
     let pods = api
         .list(&ListParams::default().labels(SELECTOR))
         .await
         .map_err(|error| anyhow!("the agents' pods cannot be listed: {}", describe(&error)))?;
-    let mut by_node: BTreeMap<String, Pod> = BTreeMap::new();
-    for pod in pods {
-        let Some(node) = node_of(&pod) else { continue };
-        // While one is replaced by another, the one that comes counts.
-        if pod.metadata.deletion_timestamp.is_none() || !by_node.contains_key(&node) {
-            by_node.insert(node, pod);
-        }
-    }
-    Ok(by_node)
+    Ok(by_node(pods.items))
 }
 
-/// Waits until every node runs the DaemonSet's present template and is ready, telling each as it comes.
+/// While one agent follows another, a node has two.
+fn by_node(mut pods: Vec<Pod>) -> BTreeMap<String, Agents> {
+    pods.sort_by_key(|pod| {
+        (pod.metadata.deletion_timestamp.is_none(), pod.metadata.creation_timestamp.clone())
+    });
+    let mut by_node: BTreeMap<String, Agents> = BTreeMap::new();
+    for pod in pods {
+        let Some(node) = node_of(&pod) else { continue };
+        let former = by_node.get(&node).map_or(0, |agents| agents.former + usize::from(!ended(&agents.last)));
+        by_node.insert(node, Agents { last: pod, former });
+    }
+    by_node
+}
+
+/// Whether no container of a pod runs any more, nor ever will.
+fn ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// Waits until every node runs the DaemonSet's present template, is ready, and its former agent has ended; tells
+/// each as it gets ready.
 /// Returns the nodes that did not get there, each with the reason: once `patience` has passed in which no
 /// further node got ready.
 pub(super) async fn ready(cluster: &Cluster, patience: Duration) -> Result<Vec<(String, String)>> {
@@ -54,10 +75,13 @@ pub(super) async fn ready(cluster: &Cluster, patience: Duration) -> Result<Vec<(
         let revision = latest_revision(cluster).await?;
         let pods = pods(cluster).await?;
         let mut missing = Vec::new();
-        for (node, pod) in &pods {
-            let updated = revision.is_some() && revision_of(&pod.metadata) == revision;
-            match hindrance(pod) {
+        for (node, Agents { last, former }) in &pods {
+            let updated = revision.is_some() && revision_of(&last.metadata) == revision;
+            match hindrance(last) {
                 None if updated => {
+                    if *former > 0 {
+                        missing.push((node.clone(), "its former agent has not ended yet".to_owned()));
+                    }
                     if !told.contains(node) {
                         println!("  {node}: ready");
                         told.push(node.clone());
@@ -142,11 +166,28 @@ pub(super) enum Left {
     Running(String),
 }
 
+/// How each of the agents' pods ended, by node and the pod's name.
+type Ends = BTreeMap<(String, String), Left>;
+
+/// How it went on each node: where an agent was just following another one, as well as with the worse of the two.
+fn worst_by_node(ends: Ends) -> BTreeMap<String, Left> {
+    let mut by_node: BTreeMap<String, Left> = BTreeMap::new();
+    for ((node, _), end) in ends {
+        match by_node.get(&node) {
+            Some(Left::Running(_)) => {}
+            Some(Left::Failed(_)) if end == Left::Clean => {}
+            _ => drop(by_node.insert(node, end)),
+        }
+    }
+    by_node
+}
+
 /// Waits until no agent runs any more, telling each as it ends; returns how it went on each node.
 pub(super) async fn gone(cluster: &Cluster, within: Duration) -> Result<BTreeMap<String, Left>> {
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), NAMESPACE);
     let end = tokio::time::Instant::now() + within;
-    let mut left: BTreeMap<String, Left> = BTreeMap::new();
+    let key = |pod: &Pod| Some((node_of(pod)?, pod.metadata.name.clone().unwrap_or_default()));
+    let mut left = Ends::new();
     loop {
         // Watched, since how an agent ended is seen in its pod for a moment only.
         let list = api
@@ -154,11 +195,11 @@ pub(super) async fn gone(cluster: &Cluster, within: Duration) -> Result<BTreeMap
             .await
             .map_err(|error| anyhow!("the agents' pods cannot be listed: {}", describe(&error)))?;
         let version = list.metadata.resource_version.clone().unwrap_or_default();
-        let mut running: Vec<String> = Vec::new();
+        let mut running: Vec<(String, String)> = Vec::new();
         for pod in &list {
-            if let Some(node) = node_of(pod) {
-                running.push(node.clone());
-                left.insert(node, outcome(pod));
+            if let Some(key) = key(pod) {
+                running.push(key.clone());
+                left.insert(key, outcome(pod));
             }
         }
         let watch = api.watch(&WatchParams::default().labels(SELECTOR), &version).await;
@@ -168,30 +209,35 @@ pub(super) async fn gone(cluster: &Cluster, within: Duration) -> Result<BTreeMap
         };
         while !running.is_empty() {
             let event = match timeout_at(end, watch.next()).await {
-                Err(_) => return Ok(left),
+                Err(_) => return Ok(worst_by_node(left)),
                 // Ended or broken: from the beginning.
                 Ok(None | Some(Err(_))) => break,
                 Ok(Some(Ok(event))) => event,
             };
             match event {
                 WatchEvent::Modified(pod) | WatchEvent::Added(pod) => {
-                    if let Some(node) = node_of(&pod) {
-                        left.insert(node, outcome(&pod));
+                    if let Some(key) = key(&pod) {
+                        if !running.contains(&key) {
+                            running.push(key.clone());
+                        }
+                        left.insert(key, outcome(&pod));
                     }
                 }
                 WatchEvent::Deleted(pod) => {
-                    let Some(node) = node_of(&pod) else { continue };
-                    running.retain(|other| *other != node);
-                    let outcome = match (outcome(&pod), left.get(&node)) {
+                    let Some(key) = key(&pod) else { continue };
+                    running.retain(|other| *other != key);
+                    let outcome = match (outcome(&pod), left.get(&key)) {
                         (Left::Running(_), Some(known @ (Left::Clean | Left::Failed(_)))) => known.clone(),
                         (Left::Running(_), _) => Left::Failed("how its agent ended was not seen".into()),
                         (seen, _) => seen,
                     };
+                    let last = running.iter().all(|(node, _)| *node != key.0);
                     match &outcome {
-                        Left::Failed(why) => println!("  {node}: {why}"),
-                        _ => println!("  {node}: clean"),
+                        Left::Failed(why) => println!("  {}: {why}", key.0),
+                        _ if last => println!("  {}: clean", key.0),
+                        _ => {}
                     }
-                    left.insert(node, outcome);
+                    left.insert(key, outcome);
                 }
                 // Too old: from the beginning.
                 WatchEvent::Error(_) => break,
@@ -199,7 +245,7 @@ pub(super) async fn gone(cluster: &Cluster, within: Duration) -> Result<BTreeMap
             }
         }
         if running.is_empty() || tokio::time::Instant::now() >= end {
-            return Ok(left);
+            return Ok(worst_by_node(left));
         }
         sleep(EVERY).await;
     }
@@ -236,5 +282,58 @@ fn outcome(pod: &Pod) -> Left {
             Some(reason) => format!("the node does not answer ({reason})"),
             None => "the node does not answer, or is slow".into(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(name: &str, node: &str, created: u8, phase: &str, ends: bool) -> Pod {
+        let mut metadata =
+            json!({"name": name, "creationTimestamp": format!("2026-11-23T08:00:{created:02}Z")});
+        if ends {
+            metadata["deletionTimestamp"] = json!("2026-11-23T08:01:00Z");
+        }
+        let pod = json!({"metadata": metadata, "spec": {"nodeName": node, "containers": []}, "status": {"phase": phase}});
+        serde_json::from_value(pod).unwrap()
+    }
+
+    #[test]
+    fn of_two_agents_of_a_node_the_one_that_came_last_counts() {
+        let told = |pods: Vec<Pod>| -> Vec<(String, Option<String>, usize)> {
+            by_node(pods)
+                .into_iter()
+                .map(|(node, agents)| (node, agents.last.metadata.name, agents.former))
+                .collect()
+        };
+        let [old, new] = [("old", 1, false), ("new", 2, false)]
+            .map(|(name, at, ends)| pod(name, "a", at, "Running", ends));
+        let both = vec![("a".to_owned(), Some("new".to_owned()), 1)];
+        assert_eq!(told(vec![old.clone(), new.clone()]), both);
+        assert_eq!(told(vec![new.clone(), old]), both);
+        // One that is told to end does not count as the last, however young, but has not ended.
+        assert_eq!(
+            told(vec![pod("ends", "a", 9, "Running", true), new.clone()]),
+            [("a".into(), Some("new".into()), 1)]
+        );
+        // One that has ended is nobody.
+        assert_eq!(
+            told(vec![pod("done", "a", 1, "Failed", false), new]),
+            [("a".into(), Some("new".into()), 0)]
+        );
+    }
+    #[test]
+    fn a_node_is_clean_when_all_of_its_agents_ended_well() {
+        let end = |name: &str, left: Left| (("a".to_owned(), name.to_owned()), left);
+        let of = |ends: [((String, String), Left); 2]| worst_by_node(Ends::from(ends)).remove("a").unwrap();
+        let (failed, running) = (Left::Failed("no".into()), Left::Running("slow".into()));
+        assert_eq!(of([end("1", Left::Clean), end("2", Left::Clean)]), Left::Clean);
+        for (one, other, worse) in [(&failed, &Left::Clean, &failed), (&running, &failed, &running)] {
+            assert_eq!(of([end("1", one.clone()), end("2", other.clone())]), *worse);
+            assert_eq!(of([end("1", other.clone()), end("2", one.clone())]), *worse);
+        }
     }
 }

@@ -36,7 +36,7 @@ async fn upgrade(args: &Upgrade) -> Result<ExitCode> {
     for object in objects.iter().filter(|object| !is_broker(object)) {
         cluster.apply(object, args.force_conflicts).await?;
     }
-    // One node at a time, and none after one that is not ready: that is the DaemonSet's own rule (maxUnavailable).
+    // One node at a time, and none after one that is not ready: that is the DaemonSet's own rule (maxSurge).
     let missing = nodes::ready(&cluster, Duration::from_secs(args.timeout)).await?;
     if missing.is_empty() {
         for object in objects.iter().filter(is_broker) {

@@ -92,7 +92,7 @@ pub(super) fn all() -> Vec<Scenario<KubeApi>> {
     all.into_iter().map(|(setting, name, about, run)| scenario(setting, name, about, run)).collect()
 }
 
-/// A peer that is killed is lost by silence only, which takes minutes.
+/// Leases end, and tokens are renewed, after minutes.
 const TIME: Duration = Duration::from_secs(600);
 
 fn scenario(setting: ApiSetting, name: &'static str, about: &'static str, run: Run) -> Scenario<KubeApi> {

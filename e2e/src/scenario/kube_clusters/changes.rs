@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use podspan_wire::Cidr;
 
 use super::ways;
-use crate::kube::{Clusters, NAMESPACE, PODSPAN, ProbePod, Probes, restarts, until};
+use crate::kube::{Clusters, NAMESPACE, PODSPAN, ProbePod, Probes, SERVICE_PORT, restarts, until};
 use crate::probe::{self, Job, Pending, Task};
 use crate::scenario::Findings;
 use crate::signals;
@@ -109,13 +109,54 @@ pub(super) fn gateway_moved(clusters: &mut Clusters) -> Result<()> {
     findings.conclude(8)
 }
 
-/// beta's agents are rolled, one node after the other.
+/// 1,000 datagrams a second and a connection, to each of these addresses.
+fn dense(
+    clusters: &Clusters,
+    from: &ProbePod,
+    to: (&str, &[IpAddr], u16),
+    time: Duration,
+) -> Result<Pending> {
+    let millis = u64::try_from(time.as_millis())?;
+    let (name, addresses, port) = to;
+    let mut jobs = Vec::new();
+    for address in addresses {
+        let target = SocketAddr::new(*address, port);
+        let id = format!("{} -> {name} at {address}", from.node);
+        let tcp = Job::new(format!("{id} TCP"), target, Task::TcpStream { millis, interval_ms: 10 });
+        let udp = Job::new(format!("{id} UDP"), target, Task::UdpStream { millis, interval_ms: 1 });
+        jobs.extend([tcp, udp].map(|job| job.timeout(Duration::from_secs(20))));
+    }
+    Ok(probe::start(&clusters.pod_netns(from)?, jobs))
+}
+
+/// All of it came back, once.
+fn check_whole(clusters: &Clusters, pending: Pending, findings: &mut Findings) -> Result<()> {
+    for outcome in pending.finish()? {
+        findings.expect(&outcome.id, None, outcome.error);
+        let stream = outcome.stream.unwrap_or_default();
+        clusters.site.screen.line(&format!(
+            "  {}: {} of {} answered, longest gap {} ms",
+            outcome.id, stream.received, stream.sent, stream.longest_gap_ms
+        ));
+        let whole = stream.received == stream.sent && stream.duplicated == 0 && stream.sent > 100;
+        findings.require(whole, || format!("{}: not all came back: {stream:?}", outcome.id));
+    }
+    Ok(())
+}
+
+/// beta's agents are rolled, one node after the other: each takes over from the one before, and nothing is lost.
 pub(super) fn agent_rolled(clusters: &mut Clusters) -> Result<()> {
     let probes = clusters.probes()?;
     let mut findings = Findings::default();
-    let time = Duration::from_secs(40);
-    let there = streams(clusters, on(&probes, "alpha-1")?, on(&probes, "beta-1")?, time)?;
-    let back = streams(clusters, on(&probes, "beta-2")?, on(&probes, "alpha-2")?, time)?;
+    let time = Duration::from_secs(25);
+    let (alpha_1, beta_1) = (on(&probes, "alpha-1")?, on(&probes, "beta-1")?);
+    let (alpha_2, beta_2) = (on(&probes, "alpha-2")?, on(&probes, "beta-2")?);
+    let service = probes.services.get("beta").context("beta's service")?;
+    let pending = [
+        dense(clusters, alpha_1, ("beta-1", &beta_1.addresses, POD_PORT), time)?,
+        dense(clusters, beta_2, ("alpha-2", &alpha_2.addresses, POD_PORT), time)?,
+        dense(clusters, alpha_2, ("beta's service", service, SERVICE_PORT), time)?,
+    ];
     signals::sleep(Duration::from_secs(1))?;
     let begin = Instant::now();
     clusters.kubectl("beta", &["-n", PODSPAN, "rollout", "restart", "daemonset/podspan-agent"])?;
@@ -124,10 +165,13 @@ pub(super) fn agent_rolled(clusters: &mut Clusters) -> Result<()> {
         &["-n", PODSPAN, "rollout", "status", "daemonset/podspan-agent", "--timeout=120s"],
     )?;
     tell(clusters, "the agents of both nodes rolled", begin.elapsed());
-    for pending in [there, back] {
-        check(clusters, pending, Duration::from_secs(5), &mut findings)?;
+    findings.require(begin.elapsed() < time, || "the streams ended before the agents were rolled".to_owned());
+    for pending in pending {
+        check_whole(clusters, pending, &mut findings)?;
     }
-    findings.conclude(16)
+    let pods = clusters.get_json("beta", &["pods", "-n", PODSPAN])?;
+    findings.expect("restarts of podspan's pods in beta", 0, restarts(&pods)?);
+    findings.conclude(26)
 }
 
 /// alpha's API server is away for half a minute, or with `--soak` for ten; then a change is taken in.
@@ -271,20 +315,23 @@ pub(super) fn pod_range_added(clusters: &mut Clusters) -> Result<()> {
     findings.conclude(8 + 2 * 24 + 16 + 1)
 }
 
-/// `podspan upgrade` of beta to an image of another name, with traffic going on.
+/// `podspan upgrade` of beta to an image of another name, with traffic going on, of which nothing is lost.
 pub(super) fn upgraded(clusters: &mut Clusters) -> Result<()> {
     let probes = clusters.probes()?;
     let mut findings = Findings::default();
     let image = clusters.import_next_image("beta")?;
-    let time = Duration::from_secs(40);
-    let there = streams(clusters, on(&probes, "alpha-1")?, on(&probes, "beta-1")?, time)?;
-    let back = streams(clusters, on(&probes, "beta-2")?, on(&probes, "alpha-2")?, time)?;
+    let time = Duration::from_secs(30);
+    let (beta_1, alpha_2) = (on(&probes, "beta-1")?, on(&probes, "alpha-2")?);
+    let there = dense(clusters, on(&probes, "alpha-1")?, ("beta-1", &beta_1.addresses, POD_PORT), time)?;
+    let back = dense(clusters, on(&probes, "beta-2")?, ("alpha-2", &alpha_2.addresses, POD_PORT), time)?;
     signals::sleep(Duration::from_secs(1))?;
     let begin = Instant::now();
     let finished = clusters
         .podspan(clusters.programs()?, &["upgrade", "--context", "beta", "--image", image])
         .run_ok()?;
     tell(clusters, "podspan upgrade of two nodes", begin.elapsed());
+    findings
+        .require(begin.elapsed() < time, || "the streams ended before the agents were upgraded".to_owned());
     clusters.site.screen.raw(&finished.stdout_text());
     let pods = clusters.get_json("beta", &["pods", "-n", PODSPAN])?;
     let images: Vec<&str> = pods["items"]
@@ -295,7 +342,7 @@ pub(super) fn upgraded(clusters: &mut Clusters) -> Result<()> {
         .collect();
     findings.expect("the images that run", vec![image; 2], images);
     for pending in [there, back] {
-        check(clusters, pending, Duration::from_secs(5), &mut findings)?;
+        check_whole(clusters, pending, &mut findings)?;
     }
     // An image that there is not: the upgrade stops at the first node, and nothing else changes.
     let broken = ["upgrade", "--context", "beta", "--image", "podspan:never", "--timeout", "15"];
@@ -311,9 +358,9 @@ pub(super) fn upgraded(clusters: &mut Clusters) -> Result<()> {
         clusters.get_json("beta", &["pods", "-n", PODSPAN, "-l", "app.kubernetes.io/component=agent"])?;
     let ready =
         pods["items"].as_array().into_iter().flatten().filter(|pod| crate::kube::is_true(pod, "Ready"));
-    findings.expect("agents that run on", 1, ready.count());
+    findings.expect("agents that run on", 2, ready.count());
     clusters.podspan(clusters.programs()?, &["upgrade", "--context", "beta", "--image", image]).run_ok()?;
-    findings.conclude(1 + 16 + 3)
+    findings.conclude(2 + 16 + 3)
 }
 
 /// beta gets a second range of ClusterIPs, and a Service in it.
