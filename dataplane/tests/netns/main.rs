@@ -5,6 +5,7 @@
 // Helpers of tests are tests too, though clippy does not see it.
 #![allow(clippy::unwrap_used)]
 
+mod lanes;
 mod measure;
 mod node;
 mod offload;
