@@ -5,8 +5,10 @@
 //!
 //! Counts depend on the code and not on what else the machine does. Nor do they on the processor, as long as it
 //! is an x86-64 with AVX2: valgrind shows programs a processor of its own, which has AVX2 where the machine does and
-//! never AVX-512. So the cipher is aws-lc's here. Another version of the compiler or of glibc changes a few counts a
-//! little.
+//! never AVX-512. So the cipher is aws-lc's here. Another version of the compiler, which is not pinned, or of glibc inlines
+//! and copies otherwise: the tolerance leaves room for that. What is below it goes unseen, and adds up: of `seal` and `open`,
+//! most of which is the cipher, that may be a checksum of the packet, which `segmentation` and `coalescing` would
+//! show. So note the counts anew when they have moved for a reason.
 
 // Helpers of tests are tests too, though clippy does not see it.
 #![allow(clippy::unwrap_used)]
@@ -20,7 +22,7 @@ use std::process::{Command, ExitCode};
 use work::{WORK, Work};
 
 /// By how much a count may grow, percent.
-const TOLERANCE: f64 = 5.0;
+const TOLERANCE: f64 = 10.0;
 /// Rounds of each work.
 const ROUNDS: usize = 20;
 const NOTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
