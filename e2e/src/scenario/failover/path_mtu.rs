@@ -1,5 +1,6 @@
 //! Paths that suddenly take less and tell nobody, and more again: what is under way goes on.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,8 @@ fn fall_and_rise(world: &World, mtu: u32, findings: &mut Findings) -> Result<()>
     }
     let transfers = probe::start(&netns, jobs);
     signals::sleep(Duration::from_millis(500))?;
+    let sent: BTreeMap<_, _> =
+        lanes_in_use(world)?.iter().map(|lane| (lane.endpoint, lane.tx_bytes)).collect();
     set(world, Some(mtu))?;
     let mut large = Vec::new();
     for family in Family::BOTH {
@@ -77,7 +80,8 @@ fn fall_and_rise(world: &World, mtu: u32, findings: &mut Findings) -> Result<()>
     let status = world.agent_status(world.node(NODE)?)?;
     let lanes = lanes_in_use(world)?;
     // Where hardly anything went, nothing may have been large enough to find out.
-    let mut busy = lanes.iter().filter(|lane| lane.tx_bytes > BYTES / 2).peekable();
+    let since = |lane: &LaneStatus| lane.tx_bytes - sent.get(&lane.endpoint).copied().unwrap_or(0);
+    let mut busy = lanes.iter().filter(|lane| since(lane) > BYTES / 2).peekable();
     let named = busy.peek().is_some() && busy.all(|lane| lane.path.black_hole.is_some());
     findings.require(named, || format!("{mtu}: no black hole: {lanes:?}"));
     let told = status.problems.iter().any(|problem| problem.contains("black hole found at"));
