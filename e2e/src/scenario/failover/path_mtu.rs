@@ -80,7 +80,8 @@ fn fall_and_rise(world: &World, mtu: u32, findings: &mut Findings) -> Result<()>
     let status = world.agent_status(world.node(NODE)?)?;
     let lanes = lanes_in_use(world)?;
     // Where hardly anything went, nothing may have been large enough to find out.
-    let since = |lane: &LaneStatus| lane.tx_bytes - sent.get(&lane.endpoint).copied().unwrap_or(0);
+    let since =
+        |lane: &LaneStatus| lane.tx_bytes.saturating_sub(sent.get(&lane.endpoint).copied().unwrap_or(0));
     let mut busy = lanes.iter().filter(|lane| since(lane) > BYTES / 2).peekable();
     let named = busy.peek().is_some() && busy.all(|lane| lane.path.black_hole.is_some());
     findings.require(named, || format!("{mtu}: no black hole: {lanes:?}"));
