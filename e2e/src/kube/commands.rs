@@ -19,7 +19,7 @@ use crate::{build, requirements};
 pub(crate) enum KubeCommand {
     /// Build the Kubernetes programs that are not built yet
     Build(Build),
-    /// Make two clusters, alpha and beta, and leave them running
+    /// Make two clusters, alpha and beta, with a pod on every node, and leave them running
     Up(Up),
     /// Take the clusters down and check that nothing is left of them
     Down,
@@ -47,7 +47,7 @@ pub(crate) struct Up {
     /// Without podspan's image, which is then not built
     #[arg(long)]
     bare: bool,
-    /// Also join them, with probes in both
+    /// Also join them
     #[arg(long, conflicts_with = "bare")]
     join: bool,
 }
@@ -95,6 +95,8 @@ fn up(args: &Up) -> Result<ExitCode> {
     let mut clusters = Clusters::create(&kubernetes, podspan.as_ref(), screen)?;
     if args.join {
         clusters.start_podspan()?;
+    } else {
+        clusters.deploy_probes()?;
     }
     clusters.stay()?;
     screen.line(&format!("two clusters are up after {:.1} s", begin.elapsed().as_secs_f64()));
