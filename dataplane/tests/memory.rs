@@ -1,16 +1,16 @@
-//! What an idle peer with a session takes of memory.
+//! What an idle peer with a session takes of memory, and that packets take none.
 
 // Helpers of tests are tests too, though clippy does not see it.
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use podspan_dataplane::core::{Arrival, Batch, Config, Core, Departure, Sink, Time, TunnelTag};
-use podspan_dataplane::offload::Ecn;
+use podspan_dataplane::offload::{Ecn, VnetHeader};
 use podspan_dataplane::table::Table;
 use podspan_dataplane::{DropCause, LaneSecret, PeerSpec, RouteSpec, TableSpec};
 use podspan_wire::{Lane, LaneKey};
@@ -23,6 +23,10 @@ struct Counting;
 
 static ON: AtomicBool = AtomicBool::new(false);
 static BYTES: AtomicIsize = AtomicIsize::new(0);
+/// How often memory was asked for.
+static CALLS: AtomicIsize = AtomicIsize::new(0);
+/// There is one counter for the whole process: one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
 
 fn count(bytes: isize) {
     if ON.load(Relaxed) {
@@ -34,6 +38,7 @@ fn count(bytes: isize) {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
+        CALLS.fetch_add(isize::from(ON.load(Relaxed)), Relaxed);
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
@@ -104,8 +109,8 @@ fn table(own: LaneKey, peers: &[(usize, LaneKey)], dial: bool) -> Arc<Table> {
     Arc::new(table)
 }
 
-/// Bytes that a gateway with so many peers has once all have shaken hands.
-fn gateway(peers: usize) -> isize {
+/// A gateway with so many peers once all have shaken hands, the bytes that it has, and the last of the peers.
+fn gateway(peers: usize) -> (Core, isize, Option<Core>) {
     let secret = |n: usize| {
         let mut bytes = [7; 32];
         bytes[8..16].copy_from_slice(&(n as u64).to_le_bytes());
@@ -129,6 +134,7 @@ fn gateway(peers: usize) -> isize {
         core.handle_timeout(now, out);
         ON.store(false, Relaxed);
     };
+    let mut last = None;
     for n in 1..=peers {
         let mut node = Core::new(config(n));
         node.set_table(now, table(keys[n].1, &keys[..1], true));
@@ -143,15 +149,74 @@ fn gateway(peers: usize) -> isize {
             }
         }
         out.sent.clear();
+        last = Some(node);
     }
     assert_eq!(hub.status(51840).handshakes, peers as u64);
-    BYTES.load(Relaxed)
+    (hub, BYTES.load(Relaxed), last)
 }
 
 #[test]
 fn an_idle_peer_takes_less_than_16_kb() {
-    let (few, many) = (gateway(100), gateway(500));
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (few, many) = (gateway(100).1, gateway(500).1);
     let each = (many - few) / 400;
     println!("{each} bytes for each peer");
     assert!((1000..MOST).contains(&each), "{each} bytes for each peer");
+}
+
+/// An IPv4 packet of a protocol that nothing looks into.
+fn packet(source: [u8; 4], destination: [u8; 4], length: u16) -> Vec<u8> {
+    let mut packet = vec![0x45, 0];
+    packet.extend(length.to_be_bytes());
+    packet.extend([0, 0, 0x40, 0, 64, 253, 0, 0]);
+    packet.extend(source.iter().chain(&destination));
+    packet.resize(length.into(), 7);
+    packet
+}
+
+/// What is between the system calls: cutting, lookup, sealing, opening, the check of the source. (What the worker adds are
+/// buffers that it has from the start.)
+#[test]
+fn a_packet_asks_for_no_memory() {
+    const PACKETS: u16 = 64;
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (mut hub, _, node) = gateway(1);
+    assert!(CALLS.load(Relaxed) > 0, "nothing is counted");
+    let mut node = node.unwrap();
+    let now = Time::default() + Duration::from_secs(1);
+    let (at_hub, at_node) = ([10, 64, 0, 5], [10, 64, 1, 5]);
+    let mut out = Out { datagram: vec![0; 65_568], packet: vec![0; 65_568], sent: Vec::new() };
+    let mut calls = Vec::new();
+    for _ in 0..20 {
+        for to_hub in [true, false] {
+            let (sender, receiver) = if to_hub { (&mut node, &mut hub) } else { (&mut hub, &mut node) };
+            let (source, destination) = if to_hub { (at_node, at_hub) } else { (at_hub, at_node) };
+            let mut batch = Batch::default();
+            for n in 0..PACKETS {
+                let packet = packet(source, destination, 60 + n * 20);
+                batch.room().unwrap()[..packet.len()].copy_from_slice(&packet);
+                batch.push(VnetHeader::default(), packet.len());
+            }
+            CALLS.store(0, Relaxed);
+            ON.store(true, Relaxed);
+            sender.handle_tun(now, &mut batch, &mut out);
+            ON.store(false, Relaxed);
+            let sent = std::mem::take(&mut out.sent);
+            assert_eq!(sent.len(), usize::from(PACKETS));
+            let from = address(if to_hub { 1 } else { 0 });
+            let mut batch = Batch::default();
+            for (_, datagram) in sent {
+                batch.room().unwrap()[..datagram.len()].copy_from_slice(&datagram);
+                batch.push(Arrival { from, ecn: Ecn::NotEct }, datagram.len());
+            }
+            let before = receiver.status(51840).rx_inner_packets;
+            ON.store(true, Relaxed);
+            receiver.handle_udp(now, &batch, &mut out);
+            ON.store(false, Relaxed);
+            assert_eq!(receiver.status(51840).rx_inner_packets - before, u64::from(PACKETS));
+            calls.push(CALLS.load(Relaxed));
+        }
+    }
+    // The first ones may find room that grows once.
+    assert!(calls[4..].iter().all(|&n| n == 0), "{calls:?}");
 }
