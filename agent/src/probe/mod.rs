@@ -33,10 +33,12 @@ pub use plan::Plan;
 use packet::{LENGTH, Message};
 use verdict::Verdicts;
 
-/// Between two rounds of questions.
-const ROUND: Duration = Duration::from_millis(100);
-/// Gateways that carry nothing are asked once in so many rounds.
-const STANDBY: u32 = 10;
+/// Between two looks at what was answered, and between questions where answers are missing.
+const TICK: Duration = Duration::from_millis(50);
+/// Gateways in use are asked each so many ticks: ten times a second.
+const ROUND: u32 = 2;
+/// Those that carry nothing are asked each so many.
+const STANDBY: u32 = 20;
 /// Answers given each second, at most.
 const ANSWERS: u32 = 1000;
 
@@ -86,13 +88,14 @@ struct Task {
 
 impl Task {
     async fn run(mut self) {
-        let mut rounds = interval(ROUND);
-        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut verdicts = Verdicts::default();
-        let mut round = 0_u32;
-        let mut answers_left = ANSWERS;
+        let mut tick = 0_u32;
+        let mut answers = Store::default();
         let mut buffer = [0; LENGTH + 1];
         loop {
+            let idle = self.plans.borrow().ways.is_empty();
             tokio::select! {
                 changed = self.plans.changed() => {
                     if changed.is_err() {
@@ -101,19 +104,17 @@ impl Task {
                     let own = self.plans.borrow_and_update().own.clone();
                     self.listen(&own);
                 }
-                _ = rounds.tick() => {
-                    answers_left = (answers_left + ANSWERS / 10).min(ANSWERS);
-                    self.ask(round, &mut verdicts);
-                    round = round.wrapping_add(1);
+                _ = ticks.tick(), if !idle => {
                     self.conclude(&mut verdicts);
+                    self.ask(tick, &mut verdicts);
+                    tick = tick.wrapping_add(1);
                 }
                 (own, received) = receive(&self.sockets, &mut buffer) => match received {
                     Ok((length, from)) => match Message::read(&buffer[..length]) {
-                        Some(Message::Question(nonce)) if answers_left > 0 && self.may_ask(from) => {
-                            answers_left -= 1;
+                        Some(Message::Question(nonce)) if self.may_ask(from) && answers.take(Instant::now()) => {
                             self.answer(own, from, nonce);
                         }
-                        Some(Message::Answer(nonce)) => drop(verdicts.answer(nonce)),
+                        Some(Message::Answer(nonce)) => drop(verdicts.answer(Instant::now(), nonce)),
                         _ => {}
                     },
                     Err(error) => {
@@ -153,11 +154,16 @@ impl Task {
         }
     }
 
-    fn ask(&self, round: u32, verdicts: &mut Verdicts) {
+    fn ask(&self, tick: u32, verdicts: &mut Verdicts) {
         let Some(dataplane) = self.dataplane.upgrade() else { return };
         let now = Instant::now();
         let plan = self.plans.borrow();
-        for way in plan.ways.iter().filter(|way| way.in_use || round.is_multiple_of(STANDBY)) {
+        let due = |way: &&plan::Way| {
+            tick.is_multiple_of(if way.in_use { ROUND } else { STANDBY })
+                || verdicts.is_in_doubt(&way.node, now)
+        };
+        let due: Vec<&plan::Way> = plan.ways.iter().filter(due).collect();
+        for way in due {
             let Ok(nonce) = getrandom::u64() else { continue };
             let question = Message::Question(nonce).write();
             let Some(packet) = packet::packet(way.source, way.destination, PROBE_PORT, &question) else {
@@ -182,6 +188,23 @@ impl Task {
             }
             dataplane.set_forwarding(&gateway, forwards);
         }
+    }
+}
+
+/// How many answers may still be given: a store that is full again within a second.
+#[derive(Debug, Default)]
+struct Store {
+    given: u32,
+    since: Option<Instant>,
+}
+
+impl Store {
+    fn take(&mut self, now: Instant) -> bool {
+        if self.since.is_none_or(|since| now - since >= Duration::from_secs(1)) {
+            *self = Self { given: 0, since: Some(now) };
+        }
+        self.given = self.given.saturating_add(1);
+        self.given <= ANSWERS
     }
 }
 

@@ -3,6 +3,12 @@
 //! A gateway is taken to forward until it is clear that it does not: the last [`STREAK`] questions through it to
 //! a node are unanswered, while the same node answered one that was asked meanwhile by another way. What is
 //! ambiguous is no evidence: a node that answers nobody says nothing of any gateway.
+//!
+//! ```text
+//! asked each 100 ms    x fails   unanswered for 40 ms longer than usual: asked by all ways, each 50 ms
+//! ──┬────────────────┬─┴──────────────┬───────┬───────┬───────┬──► time
+//!   0              100              200     250     300     350: three are unanswered, 250 ms after the first
+//! ```
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,8 +18,12 @@ use tokio::time::Instant;
 
 /// So many questions in a row decide.
 pub const STREAK: usize = 3;
-/// How long an answer may take beyond a round trip of the tunnel.
-const LATE: Duration = Duration::from_millis(100);
+/// How long an answer may take beyond a round trip of the tunnel, while none has come.
+const UNKNOWN: Duration = Duration::from_millis(100);
+/// How much longer than usual one may take at least.
+const LATE: Duration = Duration::from_millis(40);
+/// Questions in a row that are asked in haste once one is unanswered: then it is clear, or will not be soon.
+const HASTY: usize = 6;
 /// Questions that are remembered of one way to one node.
 const KEPT: usize = 8;
 /// A way that was not asked for so long is forgotten.
@@ -29,11 +39,35 @@ struct Question {
     answered: bool,
 }
 
+/// What was asked by one way, and how long answers take by it.
+#[derive(Debug, Default)]
+struct Way {
+    questions: Vec<Question>,
+    /// Smoothed time of an answer and its variation (RFC 6298 section 2): the way back may be another one than
+    /// the tunnel's.
+    took: Option<(Duration, Duration)>,
+}
+
+impl Way {
+    fn patience(&self, rtt: Duration) -> Duration {
+        self.took.map_or(2 * rtt + UNKNOWN, |(took, variation)| took + (4 * variation).max(LATE))
+    }
+
+    fn measure(&mut self, took: Duration) {
+        self.took = Some(match self.took {
+            None => (took, took / 2),
+            Some((smooth, variation)) => {
+                (smooth * 7 / 8 + took / 8, variation * 3 / 4 + smooth.abs_diff(took) / 4)
+            }
+        });
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Verdicts {
     /// What was asked by way of a gateway of a node: (gateway, node).
-    asked: BTreeMap<(NodeId, NodeId), Vec<Question>>,
+    asked: BTreeMap<(NodeId, NodeId), Way>,
     /// Gateways that do not forward.
     refuted: Vec<NodeId>,
 }
@@ -41,28 +75,40 @@ pub struct Verdicts {
 impl Verdicts {
     /// Notes a question by way of `gateway` to `node`, with a round trip of `rtt` to be expected.
     pub fn ask(&mut self, now: Instant, gateway: &NodeId, node: &NodeId, nonce: u64, rtt: Duration) {
-        let questions = self.asked.entry((gateway.clone(), node.clone())).or_default();
-        if questions.len() >= KEPT {
-            questions.remove(0);
+        let way = self.asked.entry((gateway.clone(), node.clone())).or_default();
+        if way.questions.len() >= KEPT {
+            way.questions.remove(0);
         }
-        questions.push(Question { nonce, at: now, patience: 2 * rtt + LATE, answered: false });
+        way.questions.push(Question { nonce, at: now, patience: way.patience(rtt), answered: false });
     }
 
     /// Takes an answer in; returns whether it was asked for.
-    pub fn answer(&mut self, nonce: u64) -> bool {
-        let mut questions = self.asked.values_mut().flatten();
-        match questions.find(|question| question.nonce == nonce && !question.answered) {
-            Some(question) => {
+    pub fn answer(&mut self, now: Instant, nonce: u64) -> bool {
+        for way in self.asked.values_mut() {
+            let asked = way.questions.iter_mut().find(|asked| asked.nonce == nonce && !asked.answered);
+            if let Some(question) = asked {
                 question.answered = true;
-                true
+                let took = now - question.at;
+                way.measure(took);
+                return true;
             }
-            None => false,
         }
+        false
+    }
+
+    /// Whether `node` is to be asked in haste, by all ways: one of them has just begun to give no answers, and the
+    /// others are to say whether that is the node's fault.
+    #[must_use]
+    pub fn is_in_doubt(&self, node: &NodeId, now: Instant) -> bool {
+        self.asked.iter().filter(|((_, to), _)| to == node).any(|(_, way)| {
+            let unanswered = settled(&way.questions, now).rev().take_while(|question| !question.answered);
+            (1..=HASTY).contains(&unanswered.count())
+        })
     }
 
     /// What has become clear: gateways, and whether they forward.
     pub fn judge(&mut self, now: Instant) -> Vec<(NodeId, bool)> {
-        self.asked.retain(|_, questions| questions.last().is_some_and(|last| now - last.at < FORGOTTEN));
+        self.asked.retain(|_, way| way.questions.last().is_some_and(|last| now - last.at < FORGOTTEN));
         let mut gateways: Vec<&NodeId> = self.asked.keys().map(|(gateway, _)| gateway).collect();
         gateways.dedup();
         let mut news = Vec::new();
@@ -87,7 +133,7 @@ impl Verdicts {
     /// The ways through `gateway` to other nodes.
     fn through<'a>(&'a self, gateway: &'a NodeId) -> impl Iterator<Item = (&'a NodeId, &'a Vec<Question>)> {
         let own = self.asked.iter().filter(move |((via, to), _)| via == gateway && to != gateway);
-        own.map(|((_, to), questions)| (to, questions))
+        own.map(|((_, to), way)| (to, &way.questions))
     }
 
     /// Whether the last questions by some way through it were all answered.
@@ -112,7 +158,7 @@ impl Verdicts {
             let later = questions.iter().any(|question| question.at > since && question.answered);
             let mut others = self.asked.iter().filter(|((via, to), _)| to == node && via != gateway);
             let elsewhere =
-                others.any(|(_, questions)| questions.iter().any(|q| q.at >= meanwhile && q.answered));
+                others.any(|(_, way)| way.questions.iter().any(|q| q.at >= meanwhile && q.answered));
             !later && elsewhere
         })
     }
@@ -130,6 +176,7 @@ mod tests {
 
     const RTT: Duration = Duration::from_millis(1);
     const STEP: Duration = Duration::from_millis(100);
+    const TICK: Duration = Duration::from_millis(50);
 
     fn id(name: &str) -> NodeId {
         format!("beta/{name}").parse().unwrap()
@@ -153,7 +200,7 @@ mod tests {
                     nonces.push(nonce);
                 }
             }
-            assert!(nonces.into_iter().all(|nonce| verdicts.answer(nonce)));
+            assert!(nonces.into_iter().all(|nonce| verdicts.answer(*now + RTT, nonce)));
             *now += STEP;
             news.extend(verdicts.judge(*now));
         }
@@ -177,6 +224,63 @@ mod tests {
         let (mut verdicts, mut now) = (Verdicts::default(), Instant::now());
         run(&mut verdicts, &mut now, 10, &WAYS, |_, _| true);
         assert_eq!(run(&mut verdicts, &mut now, 4, &WAYS, |gateway, _| gateway != "g1").len(), 1);
+    }
+
+    /// As the prober does it: a round each 100 ms, and each 50 ms while there is doubt. Returns after how long the
+    /// news came.
+    fn ticks(
+        verdicts: &mut Verdicts,
+        now: &mut Instant,
+        ticks: u32,
+        took: Duration,
+        answers: impl Fn(&str) -> bool,
+    ) -> (u32, Vec<(Duration, NodeId, bool)>) {
+        let (begin, mut asked, mut news) = (*now, 0, Vec::new());
+        let mut under_way: Vec<(Instant, u64)> = Vec::new();
+        for tick in 0..ticks {
+            under_way.retain(|&(at, nonce)| at > *now || !verdicts.answer(at, nonce));
+            news.extend(verdicts.judge(*now).into_iter().map(|(id, forwards)| (*now - begin, id, forwards)));
+            if tick.is_multiple_of(2) || verdicts.is_in_doubt(&id("n"), *now) {
+                for (gateway, node) in WAYS {
+                    let nonce = getrandom::u64().unwrap();
+                    verdicts.ask(*now, &id(gateway), &id(node), nonce, RTT);
+                    asked += 1;
+                    if answers(gateway) {
+                        under_way.push((*now + took, nonce));
+                    }
+                }
+            }
+            *now += TICK;
+        }
+        (asked, news)
+    }
+
+    #[test]
+    fn with_haste_it_is_found_in_a_quarter_of_a_second() {
+        let (mut verdicts, mut now) = (Verdicts::default(), Instant::now());
+        let quiet = ticks(&mut verdicts, &mut now, 40, RTT, |_| true);
+        assert_eq!(quiet, (40, vec![]), "no haste without a reason");
+        let (_, news) = ticks(&mut verdicts, &mut now, 8, RTT, |gateway| gateway != "g1");
+        let [(after, gateway, false)] = &news[..] else { panic!("{news:?}") };
+        assert_eq!((gateway, *after), (&id("g1"), Duration::from_millis(150)), "the first was asked at 0");
+        // The haste is over soon, though it never answers again.
+        ticks(&mut verdicts, &mut now, 20, RTT, |gateway| gateway != "g1");
+        let (asked, news) = ticks(&mut verdicts, &mut now, 40, RTT, |gateway| gateway != "g1");
+        assert_eq!((asked, news), (40, vec![]));
+        let (_, news) = ticks(&mut verdicts, &mut now, 10, RTT, |_| true);
+        assert_eq!(news.len(), 1);
+    }
+
+    #[test]
+    fn a_long_way_back_is_no_fault_of_the_gateway() {
+        let (mut verdicts, mut now) = (Verdicts::default(), Instant::now());
+        for took in [5, 30, 90, 150, 30, 200].map(Duration::from_millis) {
+            let (_, news) = ticks(&mut verdicts, &mut now, 100, took, |_| true);
+            assert_eq!(news, [], "{took:?}");
+        }
+        // One way is longer than the other all of a sudden, and nothing is lost.
+        let (_, news) = ticks(&mut verdicts, &mut now, 100, Duration::from_millis(5), |_| true);
+        assert_eq!(news, []);
     }
 
     #[test]
@@ -211,6 +315,6 @@ mod tests {
     fn forged_and_repeated_answers_are_not_taken() {
         let (mut verdicts, now) = (Verdicts::default(), Instant::now());
         verdicts.ask(now, &id("g1"), &id("n"), 7, RTT);
-        assert!(!verdicts.answer(8) && verdicts.answer(7) && !verdicts.answer(7));
+        assert!(!verdicts.answer(now, 8) && verdicts.answer(now, 7) && !verdicts.answer(now, 7));
     }
 }

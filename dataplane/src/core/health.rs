@@ -4,13 +4,15 @@
 //!              first reply             3 probes unanswered, the first for
 //!  unproven ───────────────► healthy ───150 ms and a round trip───► suspect ──2 s──► dead
 //!  (a plain peer,              ▲  │                                   │               │
-//!   or none asked yet)         │  └─ over 15 % of 32 lost, ─► lossy   │               │
-//!                              │     a sibling loses none      │      │               │
+//!   or none asked yet)         │  └─ 3 of 4 lost, .. 5 of 32, ─► lossy│               │
+//!                              │     a sibling loses far less  │      │               │
 //!                              └── 1 s, 2 s, .. 60 s ── held down ◄── a reply ◄───────┘
 //! ```
 //!
 //! A peer that never answered a probe may be a plain WireGuard peer; it is judged by WireGuard's own timers.
 //! Only replies count, not whatever else is heard, so that a way that works in one direction only is none.
+
+mod loss;
 
 use std::time::Duration;
 
@@ -30,6 +32,8 @@ const OVERDUE: Duration = Duration::from_millis(50);
 const OVERDUE_IDLE: Duration = Duration::from_millis(250);
 /// Between probes of a dead tunnel for which there are packets.
 const DEAD_IN_USE: Duration = Duration::from_millis(400);
+/// Between probes of one that is avoided for what it loses, while there are packets.
+const LOSSY_IN_USE: Duration = Duration::from_millis(200);
 /// Between the first few probes of a peer that never answered any, and the longest that it becomes.
 const FIRST: Duration = Duration::from_millis(200);
 const UNPROVEN: Duration = Duration::from_secs(60);
@@ -39,8 +43,6 @@ pub(crate) const USE: Duration = Duration::from_secs(2);
 
 /// How long probes are unanswered, on top of what a round trip takes, before flows leave.
 const SUSPECT: Duration = Duration::from_millis(150);
-/// How many of them there are at least.
-const SUSPECT_PROBES: u32 = 3;
 /// The same before other endpoints and a handshake are tried.
 const DOUBT: Duration = Duration::from_millis(400);
 /// The same before the tunnel counts as dead.
@@ -50,12 +52,6 @@ const LATE: Duration = Duration::from_millis(10);
 
 /// The probes by which loss is measured.
 const WINDOW: u32 = 32;
-/// Lost of these: over 15 %.
-const LOSSY: u32 = 5;
-/// Not any more: under 4 %.
-const NOT_LOSSY: u32 = 1;
-/// So many probes without a loss make a sibling that is better.
-const FINE: u32 = 3;
 
 /// How long a tunnel that came back is avoided at first, and at most.
 const HOLD: Duration = Duration::from_secs(1);
@@ -153,8 +149,12 @@ pub(crate) struct Health {
     /// When a packet was last sent, and when one would have been, had it been better.
     used: Option<Time>,
     missed: Option<Time>,
-    /// Another lane to the peer has found something out: the next probe is not to wait.
-    hastened: bool,
+    /// So many of the next probes are not to wait: somebody has to know.
+    hastened: u8,
+    /// How much it usually loses: a mean over the last [`WINDOW`] or so that outlives failures, of 65,536.
+    usual_loss: u32,
+    /// It was left for what it loses, and has not shown since that it does not.
+    lossy: bool,
     held_until: Time,
     /// Whether it has held out for [`STEADY`] since it came back, and when it will have.
     steady: bool,
@@ -257,14 +257,20 @@ impl Health {
     /// Another lane to the peer found that it is gone, or back: see to it at once, and for a while.
     pub(crate) fn hasten(&mut self, now: Time) {
         self.missed = Some(now);
-        self.hastened = self.state != State::Unproven;
+        if self.state != State::Unproven {
+            self.hastened = self.hastened.max(1);
+        }
+    }
+
+    /// Whether it carries packets.
+    pub(crate) fn is_in_use(&self, now: Time) -> bool {
+        self.used.is_some_and(|at| now.since(at) < USE)
     }
 
     pub(crate) fn demand(&self, now: Time, cluster_in_use: bool, dials: bool) -> Demand {
-        let lately = |at: Option<Time>| at.is_some_and(|at| now.since(at) < USE);
-        if lately(self.used) {
+        if self.is_in_use(now) {
             Demand::InUse
-        } else if cluster_in_use || lately(self.missed) {
+        } else if cluster_in_use || self.missed.is_some_and(|at| now.since(at) < USE) {
             Demand::Standby
         } else if dials {
             Demand::Idle
@@ -310,6 +316,7 @@ impl Health {
             (_, State::Dead) => DEAD_IN_USE,
             // One that fails in step with rare probes would look well.
             (Demand::InUse, _) | (_, State::HeldDown) => IN_USE,
+            (Demand::Standby, State::Lossy) => LOSSY_IN_USE,
             (Demand::Standby, _) => STANDBY,
         })
     }
@@ -318,7 +325,7 @@ impl Health {
     fn probe_at(&self, demand: Demand) -> Option<Time> {
         let interval = self.interval(demand)?;
         let Some(last) = self.last_sent else { return Some(Time::default()) };
-        if self.hastened {
+        if self.hastened > 0 {
             return Some(last + OVERDUE);
         }
         let regular = last + interval + interval / 16 * self.jitter.into() / 256;
@@ -350,15 +357,18 @@ impl Health {
     }
 
     fn suspect_at(&self) -> Option<Time> {
-        let since = self.waiting_since().filter(|_| self.open() >= SUSPECT_PROBES)?;
+        let since = self.waiting_since()?;
+        let streak = self.streak();
+        if self.open() < streak {
+            return None;
+        }
         // The last of them must have had its time, too.
-        let third = self.sent_at(self.settled.wrapping_add(SUSPECT_PROBES - 1)).unwrap_or(since);
-        Some((since + SUSPECT).max(third) + self.patience())
+        let last = self.sent_at(self.settled.wrapping_add(streak - 1)).unwrap_or(since);
+        Some((since + SUSPECT).max(last) + self.patience())
     }
 
     fn dead_at(&self) -> Option<Time> {
-        let since = self.waiting_since().filter(|_| self.open() >= SUSPECT_PROBES)?;
-        Some(since + DEAD + self.patience())
+        Some(self.waiting_since()? + DEAD + self.patience())
     }
 
     /// When it is to be looked at next: for a probe or for a verdict.
@@ -397,7 +407,7 @@ impl Health {
         self.sent.get_or_insert_default()[(sequence % WINDOW) as usize] = now;
         self.answered &= !(1 << (sequence % WINDOW));
         self.last_sent = Some(now);
-        self.hastened = false;
+        self.hastened = self.hastened.saturating_sub(1);
         self.jitter = jitter;
         Probe { kind: Kind::Request, draining, sequence, size: LEAST as u16, pace, stamp: now.as_micros() }
     }
@@ -450,6 +460,7 @@ impl Health {
         self.pace = probe.pace;
         let behind = probe.sequence.wrapping_add(1);
         if behind.wrapping_sub(self.settled) <= self.open() {
+            self.note_usual(probe.sequence.wrapping_sub(self.settled));
             self.settled = behind;
         }
         match self.state {
@@ -461,7 +472,7 @@ impl Health {
             // A late reply to one of many is not yet a way back.
             State::Suspect | State::Dead if self.suspect_at().is_none_or(|at| at > now) => {
                 self.counted = self.settled;
-                self.hold(now);
+                if self.lossy { self.set(State::Lossy) } else { self.hold(now) }
             }
             _ => {}
         }
@@ -491,50 +502,20 @@ impl Health {
         if self.state == State::Suspect && asking && passed(self.dead_at()) {
             self.set(State::Dead);
         }
-        if self.state == State::Lossy {
-            let (lost, of) = self.loss(now);
-            if of >= WINDOW && lost <= NOT_LOSSY {
-                self.hold(now);
-            }
+        if self.state == State::Lossy && self.is_well_again(now) {
+            self.forgive_loss(now);
         }
         self.state != before
-    }
-
-    /// Probes lost, of how many: the last ones that have had their time.
-    pub(crate) fn loss(&self, now: Time) -> (u32, u32) {
-        let count = self.next.wrapping_sub(self.counted).min(WINDOW);
-        let (mut lost, mut of) = (0, 0);
-        for back in 1..=count {
-            let sequence = self.next.wrapping_sub(back);
-            let answered = self.answered & (1 << (sequence % WINDOW)) != 0;
-            let late = self.sent_at(sequence).is_some_and(|at| now.since(at) >= self.patience());
-            of += u32::from(answered || late);
-            lost += u32::from(!answered && late);
-        }
-        (lost, of)
-    }
-
-    /// Whether it loses so much that another way would be better.
-    pub(crate) fn loses_much(&self, now: Time) -> bool {
-        matches!(self.state, State::Healthy | State::HeldDown) && self.loss(now).0 >= LOSSY
-    }
-
-    /// Whether it is fit to take over from one that loses much.
-    pub(crate) fn is_fine(&self, now: Time) -> bool {
-        let (lost, of) = self.loss(now);
-        self.rank() <= Rank::Returned && self.proven() && lost == 0 && of >= FINE
-    }
-
-    /// Another way is better.
-    pub(crate) fn set_lossy(&mut self, now: Time) {
-        self.fail(now, State::Lossy);
     }
 
     fn fail(&mut self, now: Time, state: State) {
         if self.state == State::Healthy && now.since(self.healthy_since) >= FORGIVEN {
             self.failures = 0;
         }
-        self.failures = (self.failures + 1).min(16);
+        // What is avoided anyway and fails again has not failed those who use it.
+        if state != State::Suspect || !self.lossy {
+            self.failures = (self.failures + 1).min(16);
+        }
         self.set(state);
     }
 

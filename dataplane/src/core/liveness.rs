@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use podspan_wire::NodeId;
 
-use super::health::{IDLE, Rank, USE};
+use super::health::{Health, IDLE, Rank, State, USE};
 use super::io::Sink;
 use super::probe::Probe;
+use super::tunnel::Tunnel;
 use super::{Core, Time};
 use crate::counters::DropCause;
 use crate::table::{ClusterIndex, Table};
@@ -167,24 +168,54 @@ impl Core {
         }
     }
 
-    /// Has a tunnel that loses much avoided, if there is a better one. Where all lose, it is not theirs to
-    /// blame, and flows had better stay where they are.
+    /// Has a tunnel that loses much avoided, if there is a better one, and its siblings asked as soon as it loses
+    /// some. Where all lose, it is not theirs to blame, and flows had better stay where they are.
     pub(super) fn compare(&mut self, now: Time, slot: u32) {
         let Some(Some(tunnel)) = self.tunnels.get(slot as usize) else { return };
-        let (own, loses_much) = (tunnel.profile.peer, tunnel.health.loses_much(now));
+        let (own, health) = (tunnel.profile.peer, &tunnel.health);
+        let (much, some) = (health.loses_much(now), health.is_in_use(now) && health.loses_some(now));
+        let is_lossy = health.state() == State::Lossy;
         let Some(cluster) = self.table.cluster_of(own) else { return };
         if self.table.clusters[cluster as usize].nearest || tunnel.health.is_far() {
             self.measure(now, slot, cluster);
         }
-        if !loses_much {
+        if much.is_none() && !some && !is_lossy {
             return;
         }
-        let fine = self.gateway_slots(cluster).any(|sibling| {
-            let sibling = self.tunnels[sibling as usize].as_ref();
-            sibling.is_some_and(|s| s.profile.peer != own && s.is_up(now) && s.health.is_fine(now))
-        });
-        if fine && let Some(Some(tunnel)) = self.tunnels.get_mut(slot as usize) {
-            tunnel.set_lossy(now);
+        let is_sibling = |sibling: &Tunnel| sibling.profile.peer != own && sibling.is_up(now);
+        let siblings: Vec<u32> = self
+            .gateway_slots(cluster)
+            .filter(|&sibling| self.tunnels[sibling as usize].as_ref().is_some_and(is_sibling))
+            .collect();
+        let health = |slot: u32| self.tunnels[slot as usize].as_ref().map(|tunnel| &tunnel.health);
+        // One of many is easily better for a while by luck: half of them are to be, or one that is known to be.
+        let is_left = |loss| {
+            let better = siblings.iter().filter_map(|&s| health(s)).filter(|s| s.is_better_than(now, loss));
+            let (sure, all) =
+                better.fold((false, 0), |(sure, n), s| (sure || s.is_known_to_be_fine(), n + 1));
+            sure || (all > 0 && all >= siblings.len().div_ceil(2))
+        };
+        if much.is_some_and(is_left) {
+            self.with_health(now, slot, |health| health.set_lossy(now));
+        } else if is_lossy {
+            let mut used = siblings.iter().filter_map(|&s| health(s)).filter(|s| s.is_in_use(now));
+            if used.any(|sibling| health(slot).is_some_and(|own| own.is_as_good_as(now, sibling))) {
+                self.with_health(now, slot, |health| health.forgive_loss(now));
+            }
+        } else {
+            for sibling in siblings.into_iter().chain([slot]) {
+                let Some(Some(tunnel)) = self.tunnels.get_mut(sibling as usize) else { continue };
+                if tunnel.health.compare(now) {
+                    self.schedule(sibling, Some(now));
+                }
+            }
+        }
+    }
+
+    fn with_health(&mut self, now: Time, slot: u32, change: impl FnOnce(&mut Health)) {
+        if let Some(Some(tunnel)) = self.tunnels.get_mut(slot as usize) {
+            change(&mut tunnel.health);
+            tunnel.note_health(now);
         }
     }
 

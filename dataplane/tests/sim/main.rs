@@ -9,6 +9,7 @@ mod hostile;
 mod lanes;
 mod lifecycle;
 mod liveness;
+mod lossy;
 mod net;
 mod overload;
 mod path;

@@ -211,12 +211,6 @@ impl Tunnel {
         self.note_state(now);
     }
 
-    /// It loses much and another gateway does not.
-    pub(crate) fn set_lossy(&mut self, now: Time) {
-        self.health.set_lossy(now);
-        self.note_health(now);
-    }
-
     /// Takes over what probes through the peer showed.
     pub(crate) fn set_not_forwarding(&mut self, now: Time, not_forwarding: bool) {
         if self.health.is_not_forwarding() != not_forwarding {
