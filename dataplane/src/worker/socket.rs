@@ -16,7 +16,8 @@ use crate::offload::Ecn;
 use crate::settings::{Offload, StartError};
 
 /// Buffers of the kernel for one socket, bytes each way: some 30 ms of traffic at 1 Gbit/s. Memory is
-/// taken only for what waits.
+/// taken only for what waits. With a quarter of it a TCP stream costs 1.3 times the CPU, with four times as much no less
+/// (docs/performance.md, "Defaults").
 const BUFFER: usize = 4 << 20;
 
 /// How often a port that is taken is tried, and the wait in between: 200 ms in all.
@@ -245,13 +246,31 @@ fn tell_ecn(socket: &Socket, dual: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Asks for large buffers; with CAP_NET_ADMIN beyond `net.core.{r,w}mem_max`, without it up to that.
+/// Asks for large buffers; with CAP_NET_ADMIN beyond `net.core.{r,w}mem_max`, without it up to that, of which the kernel
+/// says nothing.
 fn buffers(socket: &Socket, lane: usize) {
     let size = BUFFER as libc::c_int;
     for (force, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
         let forced = set_option(socket, libc::SOL_SOCKET, force, size);
         if let Err(error) = forced.or_else(|_| set_option(socket, libc::SOL_SOCKET, plain, size)) {
             warn!(lane, %error, "the UDP socket keeps its small buffer");
+        }
+    }
+    for (buffer, sysctl, size) in [
+        ("receive", "net.core.rmem_max", socket.recv_buffer_size()),
+        ("send", "net.core.wmem_max", socket.send_buffer_size()),
+    ] {
+        // The kernel tells twice what was asked for: half of it is for its own use (socket(7)).
+        if let Ok(size) = size
+            && size < 2 * BUFFER
+        {
+            warn!(
+                lane,
+                bytes = size / 2,
+                wanted = BUFFER,
+                "the UDP socket's {buffer} buffer is small, which costs CPU and packets: give the agent CAP_NET_ADMIN, or \
+                 raise {sysctl}"
+            );
         }
     }
 }
@@ -284,6 +303,18 @@ mod tests {
 
     fn how(to: SocketAddr, ecn: Ecn, whole: bool) -> Departure {
         Departure { to, ecn, whole, tunnel: TunnelTag::default() }
+    }
+
+    #[test]
+    fn buffers_are_as_large_as_they_should_be() {
+        let socket = LaneSocket::open(0, 0, 0, Offload::ALL).unwrap();
+        let socket = SockRef::from(&socket.socket);
+        let sizes = (socket.recv_buffer_size().unwrap(), socket.send_buffer_size().unwrap());
+        assert_eq!(
+            sizes,
+            (2 * BUFFER, 2 * BUFFER),
+            "without CAP_NET_ADMIN (run the tests as root) they are less"
+        );
     }
 
     /// The loopback interface takes 65,536 bytes: nothing to see of fragments, but of what the socket was told.
