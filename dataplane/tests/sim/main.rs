@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod all_dead;
+mod chaos;
 mod hostile;
 mod lanes;
 mod lifecycle;

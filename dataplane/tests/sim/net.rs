@@ -492,6 +492,11 @@ impl Sim {
         self.set_now(end);
     }
 
+    /// Time passes, and nobody gets to do anything meanwhile: what was due is late.
+    pub(crate) fn jump(&mut self, time: Duration) {
+        self.set_now(self.now + time);
+    }
+
     fn set_now(&mut self, now: Time) {
         self.now = now;
         MockClock::set_time(Duration::from_micros(now.as_micros()));

@@ -1,5 +1,7 @@
 //! Many peers: what they cost when nothing happens.
 
+use podspan_dataplane::ClusterSpec;
+
 use crate::net::{MS, S, Sim, udp};
 use std::time::Duration;
 
@@ -73,5 +75,59 @@ fn idle_peers_probe_as_seldom_as_the_gateway_has_peers() {
         let wanted = peers as u64 / every;
         assert!((wanted * 85 / 100..=wanted * 101 / 100).contains(&each_second), "{peers}: {each_second}");
         assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+}
+
+/// The table of docs/operations.md: what the tunnels of nodes that dial a gateway cost its core each second, once all
+/// have sessions: idle, and with all these nodes in use of the cluster by other gateways, so that they probe once a
+/// second. The median of the seconds, so that another program's turn on the processor does not count. Run with
+/// `cargo test --release -p podspan-dataplane --features sim --test sim cost -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures and prints a table; takes minutes"]
+fn cost_of_liveness_at_a_gateway() {
+    println!("| nodes | state | probes/s | CPU of the core, us/s | % of a core |");
+    for peers in [1, 100, 1000, 10_000] {
+        for in_use in [false, true] {
+            let mut sim = Sim::new(3);
+            sim.handshake_limit = 100_000;
+            sim.add("alpha/g", "192.0.2.1", 1);
+            for peer in 1..=peers {
+                let address = format!("10.{}.{}.{}", 200 + peer / 60_000, peer / 250 % 250, peer % 250 + 1);
+                sim.add(&format!("beta/n{peer}"), &address, 1);
+                sim.link(0, peer, &[]).endpoints.clear();
+                sim.link(peer, 0, &[]).dial = true;
+                sim.route(peer, "10.0.0.0/16", None, &[0]);
+                let id = "alpha".parse().unwrap();
+                sim.nodes[peer].spec.clusters =
+                    vec![ClusterSpec { id, nearest: false, silent: false, watched: in_use }];
+            }
+            sim.apply(0);
+            for node in 1..=peers {
+                sim.apply(node);
+                if node % 20 == 0 {
+                    sim.run(10 * MS);
+                }
+            }
+            sim.run(60 * S);
+            let probes = |sim: &Sim| -> u64 {
+                let status = sim.nodes[0].table.status(sim.now);
+                status.iter().flat_map(|p| &p.lanes).map(|l| l.replies_sent).sum()
+            };
+            let before = probes(&sim);
+            let mut seconds: Vec<Duration> = (0..25)
+                .map(|_| {
+                    let took = sim.took;
+                    sim.run(S);
+                    sim.took - took
+                })
+                .collect();
+            let each_second = (probes(&sim) - before) as f64 / 25.0;
+            seconds.sort_unstable();
+            let took = seconds[12];
+            let state = if in_use { "standby" } else { "idle" };
+            let percent = took.as_secs_f64() * 100.0;
+            println!("| {peers} | {state} | {each_second:.1} | {} | {percent:.2} |", took.as_micros());
+            assert!(in_use || percent < 1.0, "{percent} % of a core");
+        }
     }
 }
