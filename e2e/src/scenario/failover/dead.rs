@@ -96,7 +96,11 @@ fn one(world: &World, client: &Netns, number: usize, findings: &mut Findings) ->
         });
         told.push(format!("{family} {} ms", back.as_millis()));
     }
-    Screen::new(false).raw(&format!("           reached again after {}", told.join(", ")));
+    Screen::new(false).raw(&format!(
+        "           reached again after {}; ICMP messages that the kernel did not take: {}",
+        told.join(", "),
+        not_taken(client)?
+    ));
     Ok(())
 }
 
@@ -126,6 +130,17 @@ fn attempt(client: &Netns, target: SocketAddr) -> Result<Try> {
             Err(error) => Try::Other(error.to_string()),
         })
     })
+}
+
+/// How many ICMP messages met a socket that was busy at that moment, so that the kernel only took note of them: a
+/// connection that is being made then waits until it asks again.
+fn not_taken(client: &Netns) -> Result<String> {
+    let text = client.enter(|| Ok(std::fs::read_to_string("/proc/thread-self/net/netstat")?))?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
+    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let mut pairs = names.split_whitespace().zip(values.split_whitespace());
+    let found = pairs.find(|(name, _)| *name == "LockDroppedIcmps");
+    Ok(found.map_or("unknown", |(_, value)| value).to_owned())
 }
 
 fn reach(client: &Netns, target: SocketAddr) -> Result<()> {
