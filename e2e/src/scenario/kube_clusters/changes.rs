@@ -344,6 +344,8 @@ pub(super) fn upgraded(clusters: &mut Clusters) -> Result<()> {
         .as_array()
         .into_iter()
         .flatten()
+        // One that has ended is there for a moment.
+        .filter(|pod| pod["status"]["phase"] == "Running")
         .filter_map(|pod| pod["status"]["containerStatuses"][0]["image"].as_str())
         .collect();
     findings.expect("the images that run", vec![image; 2], images);
