@@ -8,8 +8,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use podspan_dataplane::offload::{Coalescer, Gso, GsoKind, Merge, Partial, Segments, VnetHeader};
 use podspan_dataplane::table::Table;
-use podspan_dataplane::{RouteSpec, TableSpec};
-use podspan_wire::Cidr;
+use podspan_dataplane::{PeerSpec, RouteSpec, TableSpec};
+use podspan_wire::{Cidr, Lane, LaneKey};
 
 use pair::Pair;
 
@@ -64,15 +64,30 @@ fn open(big: bool) -> Box<dyn FnMut() -> Round> {
     Box::new(move || Box::new(pair.opening(big)))
 }
 
-/// Addresses of `prefixes` routes, in no order.
+/// Addresses of `prefixes` routes, in no order. Each peer has ten of them.
 fn lookup(prefixes: u32) -> Box<dyn FnMut() -> Round> {
     let address = |prefix: u32, host: u32| IpAddr::from(Ipv4Addr::from(0x0a00_0000 + (prefix << 6) + host));
+    let id = |n: u32| format!("beta/n{n}").parse().unwrap();
+    let peer = |n: u32| {
+        let mut key = [1; 32];
+        key[..4].copy_from_slice(&n.to_le_bytes());
+        PeerSpec {
+            id: id(n),
+            lanes: vec![Lane { key: LaneKey::from_bytes(key), port: 51840 }],
+            endpoints: vec![Ipv4Addr::from(0xc612_0000 + n).into()],
+            learned: vec![],
+            persistent_keepalive: None,
+            dial: false,
+            weight: 10,
+        }
+    };
     let route = |i: u32| RouteSpec {
         cidr: Cidr::containing(address(i, 0), 26).unwrap(),
-        owner: Some("beta/b".parse().unwrap()),
+        owner: Some(id(i / 10)),
         gateways: vec![],
     };
-    let spec = TableSpec { peers: vec![], routes: (0..prefixes).map(route).collect(), clusters: vec![] };
+    let peers = (0..prefixes / 10).map(peer).collect();
+    let spec = TableSpec { peers, routes: (0..prefixes).map(route).collect(), clusters: vec![] };
     let (table, rejected) = Table::new(spec, &[], &Table::default());
     assert_eq!(rejected, []);
     let mut random = 1_u64;
