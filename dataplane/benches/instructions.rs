@@ -7,9 +7,9 @@
 //! is an x86-64 with AVX2: valgrind shows programs a processor of its own, which has AVX2 where the machine does and
 //! never AVX-512. So the cipher is aws-lc's here. Another version of the compiler, which is not pinned, or of glibc inlines
 //! and copies otherwise, and so does the same compiler when something near has changed (`coalescing` has moved by 6 % up
-//! and down again without being touched): the tolerance leaves room for that. What is below it goes unseen, and adds up: of `seal` and `open`,
-//! most of which is the cipher, that may be a checksum of the packet, which `segmentation` and `coalescing` would
-//! show. So note the counts anew when they have moved for a reason.
+//! and down again without being touched): the tolerance leaves room for that. What is below it goes unseen, and adds up:
+//! of `seal` and `open`, most of which is the cipher, that may be a checksum of the packet, which `segmentation` and
+//! `coalescing` would show. So note the counts anew when they have moved for a reason.
 
 // Helpers of tests are tests too, though clippy does not see it.
 #![allow(clippy::unwrap_used)]
