@@ -1,6 +1,7 @@
 //! The agent's settings: one TOML file, read whole.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -108,8 +109,8 @@ pub struct Config {
 pub struct Tunnel {
     /// The TUN interface's name, at most 15 characters.
     pub interface: String,
-    /// How many lanes, and thus workers, this node has.
-    pub lanes: usize,
+    /// How many lanes, and thus workers, this node has, if that is set; see [`Self::lanes`].
+    pub lanes: Option<usize>,
     /// UDP port of the first lane; lane `i` listens on this port plus `i`.
     pub port: u16,
     /// The tunnel's MTU in bytes; follows the underlay unless set.
@@ -132,11 +133,44 @@ const DEFAULT_FWMARK: u32 = 0x3073;
 /// before 1.28, kubelet those to drop (15).
 const KUBE_PROXY_BITS: u32 = 0xc000;
 
+/// The most lanes that a gateway takes by itself, and another node: the one carries a cluster's packets, the other
+/// its pods' only.
+const GATEWAY_LANES: usize = 16;
+const NODE_LANES: usize = 2;
+
+impl Tunnel {
+    /// How many lanes this node starts with: as the settings say, else one for each core, up to 16 on a gateway
+    /// and 2 elsewhere.
+    #[must_use]
+    pub fn lanes(&self, gateway: bool) -> usize {
+        self.lanes.unwrap_or_else(|| {
+            let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+            Self::lanes_for(cores, gateway)
+        })
+    }
+
+    fn lanes_for(cores: usize, gateway: bool) -> usize {
+        cores.min(if gateway { GATEWAY_LANES } else { NODE_LANES })
+    }
+
+    /// What is to be said of a node that runs `now` lanes, having started in another role than it has.
+    #[must_use]
+    pub fn too_few_lanes(&self, gateway: bool, now: usize) -> Option<String> {
+        let wanted = self.lanes(gateway);
+        (self.lanes.is_none() && now < wanted).then(|| {
+            format!(
+                "this node became a gateway after its agent's start and has {now} of {wanted} lanes, so it carries \
+                 less than it could: restart the agent when there is another gateway"
+            )
+        })
+    }
+}
+
 impl Default for Tunnel {
     fn default() -> Self {
         Self {
             interface: podspan_wire::INTERFACE.to_owned(),
-            lanes: std::thread::available_parallelism().map_or(1, |n| n.get().min(4)),
+            lanes: None,
             port: podspan_wire::DEFAULT_PORT,
             mtu: None,
             fwmark: DEFAULT_FWMARK,
@@ -259,7 +293,8 @@ impl Config {
         let default = Tunnel::default();
         let s = &mut section;
         let interface = s.optional::<InterfaceName>(r, "interface").map_or(default.interface, |name| name.0);
-        let lanes = s.number(r, "lanes", 1..=podspan_wire::MAX_LANES as u64, default.lanes as u64);
+        let own = s.number(r, "lanes", 1..=podspan_wire::MAX_LANES as u64, 0);
+        let lanes = if own == 0 { GATEWAY_LANES as u64 } else { own };
         let port = s.number(r, "port", 1..=65535, default.port.into());
         if port + lanes - 1 > 65535 {
             r.fault(
@@ -291,7 +326,7 @@ impl Config {
         }
         let tunnel = Tunnel {
             interface,
-            lanes: lanes as usize,
+            lanes: (own != 0).then_some(own as usize),
             port: port as u16,
             mtu: (mtu != 0).then_some(mtu as u32),
             fwmark,
@@ -353,7 +388,7 @@ gro = true
         assert_eq!(config.source, Source::File { path: "/etc/podspan/node.toml".into() });
         assert_eq!(config.after_takeover, AfterTakeover::Wait);
         assert_eq!(config.probe_socket.as_deref(), Some(Path::new("/etc/podspan/probe.sock")));
-        assert_eq!(config.tunnel.lanes, 2);
+        assert_eq!(config.tunnel.lanes, Some(2));
         assert_eq!(config.tunnel.mtu, Some(1420));
         assert_eq!(config.offload, Offload { tso: false, uso: true, gso: false, gro: true });
     }
@@ -443,5 +478,17 @@ gro = true
         let error =
             parse("bundel = \"x\"\non-exit = \"no\"\n[tunnel]\nlanes = 0\nport = \"x\"\n").unwrap_err();
         assert_eq!(error.faults.len(), 6, "{error}");
+    }
+
+    #[test]
+    fn a_gateways_lanes_scale_with_its_cores_and_another_node_has_few() {
+        let lanes = |cores| [false, true].map(|gateway| Tunnel::lanes_for(cores, gateway));
+        assert_eq!([1, 2, 8, 64].map(lanes), [[1, 1], [2, 2], [2, 8], [2, 16]]);
+        let set = Tunnel { lanes: Some(5), ..Tunnel::default() };
+        assert_eq!([false, true].map(|gateway| set.lanes(gateway)), [5, 5]);
+        assert_eq!(set.too_few_lanes(true, 4), None, "it is as it was told");
+        let own = Tunnel::default();
+        assert_eq!(own.too_few_lanes(true, own.lanes(true)), None);
+        assert!(own.too_few_lanes(true, 0).unwrap().contains("has 0 of "));
     }
 }

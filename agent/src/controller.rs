@@ -678,6 +678,7 @@ impl Controller {
         problems.extend(self.bundle_problem.clone());
         problems.extend(self.cni_problem.clone());
         problems.extend(self.facts_problem.clone());
+        problems.extend(self.config.tunnel.too_few_lanes(self.facts.gateway, self.lanes.len()));
         let contradictions = self.facts.discovery.contradictions.iter();
         problems.extend(contradictions.filter(|wrong| wrong.problem).map(|wrong| wrong.message.clone()));
         problems.extend(self.table_problems.iter().cloned());

@@ -179,9 +179,11 @@ async fn life(
     }
     let now: UnixTime = SystemTime::now().into();
     let kept = Kept::load(&state)?;
+    // An agent that follows another has as many lanes as that one.
+    let count = packets.as_ref().map_or_else(|| config.tunnel.lanes(facts.gateway), |(_, lanes)| lanes.len());
     info!(
         version = env!("CARGO_PKG_VERSION"), cluster = %grant.cluster, node = %facts.node, gateway = facts.gateway,
-        lanes = config.tunnel.lanes, "podspan-agent starts"
+        lanes = count, "podspan-agent starts"
     );
 
     let client = Arc::new(
@@ -200,7 +202,7 @@ async fn life(
     let (dataplane, lanes) = match packets {
         Some(running) => running,
         None => {
-            let secrets = state.lanes(config.tunnel.lanes, now)?;
+            let secrets = state.lanes(count, now)?;
             let public = |(port, secret): (u16, &LaneSecret)| Lane { key: secret.public(), port };
             let lanes = (config.tunnel.port..).zip(&secrets).map(public).collect();
             (Arc::new(Dataplane::start(settings(config, secrets))?), lanes)

@@ -68,6 +68,9 @@ pub type Endpoints = BTreeMap<NodeId, Vec<(usize, usize, SocketAddr)>>;
 struct Lanes {
     /// Secret X25519 keys, base64, in the order of the lanes.
     keys: Vec<Zeroizing<String>>,
+    /// How many of them are in use.
+    #[serde(default)]
+    count: usize,
     /// The latest wall-clock time at which the keys were known to be in use.
     used: UnixTime,
 }
@@ -125,10 +128,11 @@ impl StateDir {
     }
 
     /// Reads the directory of an agent that runs; nothing is changed. All files are only ever replaced whole.
+    /// Without a number of `lanes`, there are as many as that agent has.
     ///
     /// # Errors
     /// If a file is not there or damaged, or the lanes' keys are to be made anew.
-    pub fn peek(path: &Path, lanes: usize, now: UnixTime) -> anyhow::Result<Peek> {
+    pub fn peek(path: &Path, lanes: Option<usize>, now: UnixTime) -> anyhow::Result<Peek> {
         fn read<T: DeserializeOwned>(path: &Path, name: &str) -> anyhow::Result<Option<T>> {
             let path = path.join(name);
             let Some(text) = files::read(&path)?.map(Zeroizing::new) else { return Ok(None) };
@@ -141,7 +145,8 @@ impl StateDir {
         if now.0 + CLOCK_SLACK_SECONDS < stored.used.0 {
             bail!("the clock went back: the lanes' keys are to be made anew, which peers must hear of first");
         }
-        if stored.keys.len() < lanes {
+        let lanes = lanes.unwrap_or(stored.count);
+        if stored.keys.len() < lanes || lanes == 0 {
             bail!("there are keys for {} lanes, not for {lanes}", stored.keys.len());
         }
         Ok(Peek {
@@ -200,7 +205,7 @@ impl StateDir {
             )
         })?;
         let made = keys.len() > stored;
-        match files::replace_json(&self.file("lanes.json"), &Lanes { keys, used: now }) {
+        match files::replace_json(&self.file("lanes.json"), &Lanes { keys, count, used: now }) {
             Err(error) if !made => {
                 // A full disk must not keep the node from its tunnels.
                 warn!(error = format!("{error:#}"), "the use of the lanes' keys cannot be noted");
@@ -438,12 +443,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
         let now = UnixTime(10_000);
-        assert!(StateDir::peek(dir.path(), 2, now).is_err(), "no keys yet");
+        assert!(StateDir::peek(dir.path(), Some(2), now).is_err(), "no keys yet");
         let keys = publics(&state.lanes(2, now).unwrap());
         let before = fs::read(dir.path().join("lanes.json")).unwrap();
-        assert_eq!(publics(&StateDir::peek(dir.path(), 2, UnixTime(20_000)).unwrap().lanes), keys);
+        assert_eq!(publics(&StateDir::peek(dir.path(), Some(2), UnixTime(20_000)).unwrap().lanes), keys);
+        assert_eq!(publics(&StateDir::peek(dir.path(), None, now).unwrap().lanes), keys);
         let refused =
-            |lanes, now| StateDir::peek(dir.path(), lanes, now).err().map(|e| e.to_string()).unwrap();
+            |lanes, now| StateDir::peek(dir.path(), Some(lanes), now).err().map(|e| e.to_string()).unwrap();
         assert!(refused(3, now).contains("for 2 lanes, not for 3"));
         assert!(refused(2, UnixTime(9_000)).contains("clock went back"));
         fs::write(dir.path().join("known.json"), "{").unwrap();

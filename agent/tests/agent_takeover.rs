@@ -117,7 +117,7 @@ fn an_agent_that_is_set_up_otherwise_is_refused() {
 /// The heir of a test: asks up to the `steps`th step.
 fn ask(node: &Node, steps: usize) -> Talk {
     let now = SystemTime::now().into();
-    let keys = StateDir::peek(&node.path("state"), 2, now).unwrap().lanes;
+    let keys = StateDir::peek(&node.path("state"), Some(2), now).unwrap().lanes;
     let begin = Begin {
         protocol: PROTOCOL,
         version: "0".into(),
