@@ -474,3 +474,27 @@ fn flows_do_not_follow_a_link_that_flaps() {
         assert!(lost <= 20 * 30 * 4, "{lost}");
     }
 }
+
+/// Down and up each second, four times, as the lab does it: always the one that carries most, with the other one still
+/// held down for its own failures.
+#[test]
+fn a_link_that_flaps_each_second_costs_one_gap_each_time_at_most() {
+    for seed in 0..2 {
+        let mut sim = cluster(230 + seed, 2);
+        longest_gap(&mut sim, 3 * S);
+        let mut gaps = Vec::new();
+        for trial in 0..4 {
+            let carrier = if sim.numbers(1).len() > sim.numbers(2).len() { 1 } else { 2 };
+            sim.run(Duration::from_millis(17 * trial + 31 * seed));
+            for _ in 0..4 {
+                sim.unplugged.insert(carrier);
+                gaps.push(longest_gap(&mut sim, S).0);
+                sim.unplugged.clear();
+                gaps.push(longest_gap(&mut sim, S).0);
+            }
+            longest_gap(&mut sim, 2 * S);
+        }
+        let longest = gaps.iter().max().unwrap();
+        assert!(*longest <= 350 * MS, "{gaps:?}");
+    }
+}
