@@ -22,6 +22,8 @@ pub const STREAK: usize = 3;
 const UNKNOWN: Duration = Duration::from_millis(100);
 /// How much longer than usual one may take at least.
 const LATE: Duration = Duration::from_millis(40);
+/// An answer that comes so late tells of a machine that stood still, not of the way.
+const STANDSTILL: Duration = Duration::from_secs(2);
 /// Questions in a row that are asked in haste once one is unanswered: then it is clear, or will not be soon.
 const HASTY: usize = 6;
 /// Questions that are remembered of one way to one node.
@@ -54,6 +56,9 @@ impl Way {
     }
 
     fn measure(&mut self, took: Duration) {
+        if took > STANDSTILL {
+            return;
+        }
         self.took = Some(match self.took {
             None => (took, took / 2),
             Some((smooth, variation)) => {

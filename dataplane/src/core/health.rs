@@ -47,6 +47,9 @@ const SUSPECT: Duration = Duration::from_millis(150);
 const DOUBT: Duration = Duration::from_millis(400);
 /// The same before the tunnel counts as dead.
 const DEAD: Duration = Duration::from_secs(2);
+/// A reply that comes so late tells of a machine that stood still, not of the path: by it, deaths would be waited for
+/// for minutes.
+const STANDSTILL: Duration = Duration::from_secs(2);
 /// What a reply may be late at least, whatever the round trips so far.
 const LATE: Duration = Duration::from_millis(10);
 
@@ -449,12 +452,14 @@ impl Health {
         }
         self.answered |= bit;
         let rtt = now.since(sent);
-        self.rtt = Some(match self.rtt {
-            None => (rtt, rtt / 2),
-            Some((smooth, variation)) => {
-                (smooth * 7 / 8 + rtt / 8, variation * 3 / 4 + smooth.abs_diff(rtt) / 4)
-            }
-        });
+        if rtt <= STANDSTILL {
+            self.rtt = Some(match self.rtt {
+                None => (rtt, rtt / 2),
+                Some((smooth, variation)) => {
+                    (smooth * 7 / 8 + rtt / 8, variation * 3 / 4 + smooth.abs_diff(rtt) / 4)
+                }
+            });
+        }
         self.last_reply = Some(now);
         self.in_vain = 0;
         self.pace = probe.pace;

@@ -498,3 +498,25 @@ fn a_link_that_flaps_each_second_costs_one_gap_each_time_at_most() {
         assert!(*longest <= 350 * MS, "{gaps:?}");
     }
 }
+
+#[test]
+fn a_machine_that_stood_still_notices_a_death_as_soon_as_ever() {
+    for (seed, still) in [(240, 400), (241, 30), (242, 5), (243, 1)] {
+        let mut sim = cluster(seed, 2);
+        sim.weather.latency = 20 * MS;
+        longest_gap(&mut sim, 3 * S);
+        // A probe is under way, its reply waits.
+        for port in 0..20 {
+            sim.send(0, 0, &[flow(1000 + port, 0)]);
+        }
+        let before: Vec<u64> = (1..=2).map(|peer| sim.tunnels(0, peer)[0].probes_sent).collect();
+        while (1..=2).any(|peer| sim.tunnels(0, peer)[0].probes_sent == before[peer - 1]) {
+            sim.run(MS);
+        }
+        sim.jump(still * S);
+        longest_gap(&mut sim, 3 * S);
+        sim.unplugged.insert(1);
+        let (gap, _) = longest_gap(&mut sim, 2 * S);
+        assert!(gap <= 500 * MS, "{still} s: {gap:?}");
+    }
+}
