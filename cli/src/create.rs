@@ -85,8 +85,10 @@ fn told(set: &ClusterSet, layout: &Layout, listen: &[SocketAddr]) -> Result<Stri
     writeln!(text, "  clusterset.json  public: what was granted to whom; back it up with the keys")?;
     writeln!(text)?;
     writeln!(text, "Next:")?;
-    writeln!(text, "  podspan-broker --config {}", config.display())?;
     writeln!(text, "  podspan cluster grant NAME --dir {dir} --pod-cidr CIDR --service-cidr CIDR")?;
+    writeln!(text, "and the broker, on a machine of its own or in one of the Kubernetes clusters:")?;
+    writeln!(text, "  podspan-broker --config {}", config.display())?;
+    writeln!(text, "  podspan join --bundle NAME.bundle --broker-here --broker-tls {dir}/broker")?;
     Ok(text)
 }
 

@@ -104,9 +104,10 @@ fn told(
     writeln!(text)?;
     writeln!(
         text,
-        "The bundle is SECRET: it holds the cluster's key, and no copy stays here. Bring it to the nodes of"
+        "The bundle is SECRET: it holds the cluster's key, and no copy stays here. Give it to nobody but"
     )?;
-    writeln!(text, "{}, name it in their agents' configuration, and to nobody else.", grant.cluster)?;
+    writeln!(text, "cluster {}: in Kubernetes with podspan join --bundle {};", grant.cluster, out.display())?;
+    writeln!(text, "elsewhere bring it to the nodes and name it in their agents' configuration.")?;
     if let Some(former) = former {
         writeln!(
             text,
