@@ -69,6 +69,14 @@ pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
         scenario("failover-in-blocked", "the same when nothing reaches it", |world| {
             kind(world, Strike::InBlocked)
         }),
+        scenario("failover-not-forwarding", "the same when it answers but does not forward", |world| {
+            kind(world, Strike::NotForwarding)
+        }),
+        scenario(
+            "failover-all-dead",
+            "with all gateways dead \"unreachable\" comes at once, and traffic within 1 s of the first one's return",
+            dead::unreachable,
+        ),
         scenario("failover-broker", "a gateway's plug is pulled in the moment the broker dies", |world| {
             kind(world, Strike::PowerCutAndBroker)
         }),
@@ -100,14 +108,11 @@ pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
     all
 }
 
-/// What is not in every run: it has not been seen to pass on a machine that is as busy as CI's may be.
+/// What is not in every run: each trial takes a quarter of a minute.
 fn only_in_soak(
     scenario: impl Fn(&'static str, &'static str, fn(&mut World) -> Result<()>) -> Scenario,
 ) -> Vec<Scenario> {
     vec![
-        scenario("failover-not-forwarding", "the same when it answers but does not forward", |world| {
-            kind(world, Strike::NotForwarding)
-        }),
         scenario(
             "failover-lossy",
             "a gateway that loses 30 % of its packets is left for the other",
@@ -116,11 +121,6 @@ fn only_in_soak(
         scenario("failover-flapping", "a gateway's link goes down and up each second", |world| {
             kind(world, Strike::Flapping)
         }),
-        scenario(
-            "failover-all-dead",
-            "with all gateways dead \"unreachable\" comes at once, and traffic within 1 s of the first one's return",
-            dead::unreachable,
-        ),
     ]
 }
 
