@@ -323,7 +323,7 @@ pub(crate) struct Join {
     /// Make these nodes gateways (label podspan.io/gateway=true)
     #[arg(long, value_name = "NODE", value_delimiter = ',')]
     pub(crate) gateway: Vec<String>,
-    /// Only the namespace, the Secrets, the broker's settings and the ClusterSet
+    /// Only the namespace, podspan's types (not printed), the Secrets, the broker's settings and the ClusterSet
     #[arg(long)]
     pub(crate) settings_only: bool,
     /// Print what would be applied, and ask no cluster

@@ -106,6 +106,11 @@ impl Cluster {
         }
     }
 
+    /// Whether an object is there, and is being deleted.
+    pub(super) async fn is_going(&self, object: &Value) -> Result<bool> {
+        Ok(self.get(object).await?.is_some_and(|there| there.metadata.deletion_timestamp.is_some()))
+    }
+
     /// Deletes an object; returns whether it was there.
     pub(super) async fn delete(&self, object: &Value, propagation: PropagationPolicy) -> Result<bool> {
         let parameters = DeleteParams { propagation_policy: Some(propagation), ..DeleteParams::default() };

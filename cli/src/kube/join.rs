@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
@@ -13,11 +13,12 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use podspan_wire::{Bundle, VerifiedGrant};
 use serde_json::{Value, json};
+use tokio::time::sleep;
 use zeroize::Zeroizing;
 
-use super::api::{Cluster, describe};
+use super::api::{Cluster, describe, title};
 use super::manifests::{self, BrokerTls, Settings};
-use super::{AGENT, BUNDLE, GATEWAY, MANAGER, NAMESPACE, block_on, nodes};
+use super::{AGENT, BUNDLE, GATEWAY, GONE_WITHIN, MANAGER, NAMESPACE, block_on, nodes};
 use crate::args::{Join, ManifestFormat};
 use crate::files;
 use crate::human;
@@ -26,6 +27,8 @@ use crate::tls;
 
 /// The port of a broker in a cluster, at every node.
 const NODE_PORT: u16 = 30743;
+/// How often to look whether what is being deleted is gone.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
 
 /// What is asked for, checked.
 struct Wanted {
@@ -64,7 +67,10 @@ impl Wanted {
     fn objects(&self, args: &Join, image: Option<&str>) -> Result<Vec<Value>> {
         let mut objects = manifests::program(args.broker_here, image)?;
         if args.settings_only {
-            objects.retain(|object| object["kind"] == "Namespace");
+            // What is applied here needs the types; what is printed goes beside the overlay, which has them.
+            objects.retain(|object| {
+                object["kind"] == "Namespace" || !args.dry_run && manifests::is_lasting(object)
+            });
         }
         let settings = manifests::settings(&Settings {
             bundle: &self.text,
@@ -112,6 +118,7 @@ fn read_broker(directory: &Path) -> Result<BrokerTls> {
 async fn join(args: &Join, wanted: &Wanted) -> Result<ExitCode> {
     let cluster = Cluster::connect(&args.cluster).await?;
     println!("Joining {} as cluster {}", cluster.server, wanted.grant.cluster);
+    until_left(&cluster).await?;
     let renewed = check_joined(&cluster, wanted).await?;
     check_nodes(&cluster, &args.gateway).await?;
     let objects = wanted.objects(args, args.image.as_deref())?;
@@ -165,6 +172,33 @@ async fn join(args: &Join, wanted: &Wanted) -> Result<ExitCode> {
         println!("Joined, with {}. Next: kubectl get peerclusters", human::plural(gateways, "gateway"));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits while podspan is still being taken out: nothing can be made in a namespace that is being deleted, and a type
+/// that is being deleted takes with it what is applied of it.
+async fn until_left(cluster: &Cluster) -> Result<()> {
+    let mut end = None;
+    for object in manifests::program(false, None)?.iter().filter(|object| manifests::is_lasting(object)) {
+        while cluster.is_going(object).await? {
+            let end = *end.get_or_insert_with(|| {
+                println!(
+                    "  podspan is still being taken out of this cluster: waiting until its nodes are clean"
+                );
+                Instant::now() + GONE_WITHIN
+            });
+            if Instant::now() >= end {
+                bail!(
+                    "{} is still being deleted after {} s, and nothing was applied. Which nodes have not ended their agent \
+                     tells `kubectl -n {NAMESPACE} get pods -o wide`: one that is off keeps its pod until it is back, or \
+                     until its Node is deleted",
+                    title(object),
+                    GONE_WITHIN.as_secs()
+                );
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+    Ok(())
 }
 
 /// Refuses to make another cluster out of one that is joined already. Tells whether the cluster has joined with

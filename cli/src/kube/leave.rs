@@ -11,11 +11,8 @@ use serde_json::{Value, json};
 
 use super::api::{Cluster, describe, title};
 use super::nodes::{self, Left};
-use super::{BROKER, NAMESPACE, block_on, join, manifests};
+use super::{BROKER, GONE_WITHIN, NAMESPACE, block_on, join, manifests};
 use crate::args::Leave;
-
-/// How long a namespace and what is in it may take to go.
-const GONE_WITHIN: Duration = Duration::from_secs(90);
 
 /// Takes podspan out of a cluster.
 pub(crate) fn run(args: &Leave) -> Result<ExitCode> {
@@ -68,9 +65,7 @@ async fn leave(args: &Leave) -> Result<ExitCode> {
     for object in all.iter().rev().filter(|object| !manifests::is_agent(object)) {
         cluster.delete(object, PropagationPolicy::Background).await?;
     }
-    let lasting =
-        |object: &&Value| matches!(object["kind"].as_str(), Some("Namespace" | "CustomResourceDefinition"));
-    for object in all.iter().filter(lasting) {
+    for object in all.iter().filter(|object| manifests::is_lasting(object)) {
         if !cluster.gone(object, GONE_WITHIN).await? {
             bail!(
                 "{} is still being deleted: look at its finalizers with `kubectl get -o yaml`",

@@ -121,6 +121,11 @@ pub(super) fn is_agent(object: &Value) -> bool {
     object["kind"] == "DaemonSet" && object["metadata"]["name"] == AGENT
 }
 
+/// Whether an object is there for a while after its deletion: until what is in it, or of it, is gone.
+pub(super) fn is_lasting(object: &Value) -> bool {
+    matches!(object["kind"].as_str(), Some("Namespace" | "CustomResourceDefinition"))
+}
+
 /// The image of an agents' DaemonSet.
 pub(super) fn image(agent: &Value) -> Option<String> {
     Some(agent.pointer("/spec/template/spec/containers/0/image")?.as_str()?.to_owned())

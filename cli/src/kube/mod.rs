@@ -10,6 +10,8 @@ mod manifests;
 mod nodes;
 pub(crate) mod upgrade;
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 
 /// podspan's namespace.
@@ -22,6 +24,8 @@ const BROKER: &str = "podspan-broker";
 const BUNDLE: (&str, &str) = ("podspan-bundle", "bundle");
 /// The field manager of what this program applies.
 const MANAGER: &str = "podspan";
+/// How long a namespace and what is in it may take to go: an agent has 60 s to clean its node.
+const GONE_WITHIN: Duration = Duration::from_secs(90);
 /// The label of gateways.
 const GATEWAY: &str = "podspan.io/gateway";
 
