@@ -94,6 +94,12 @@ pub fn is_absent(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
+/// Whether the API server was reached, and answered with an error.
+#[must_use]
+pub fn is_answer(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(_))
+}
+
 /// Whether the API server said that this is not allowed.
 #[must_use]
 pub fn is_forbidden(error: &kube::Error) -> bool {

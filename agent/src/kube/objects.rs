@@ -204,7 +204,7 @@ impl Watched {
             ),
             (Some(_), None) => "the API server has not told everything yet".to_owned(),
             (None, None) => match self.shared.away() {
-                Some(away) => format!("the API server does not answer: {}", away.why),
+                Some(away) => away.told(),
                 None => "the API server has not answered yet".to_owned(),
             },
         }

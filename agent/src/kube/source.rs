@@ -12,7 +12,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::client::describe;
+use super::client::{describe, is_answer};
 use super::ended;
 use super::facts::{local, same_network};
 use super::objects::Watched;
@@ -123,7 +123,7 @@ impl Source {
         }
         match tokio::time::timeout(PROBE_WITHIN, self.client.apiserver_version()).await {
             Ok(Ok(_)) => self.shared.answered(),
-            Ok(Err(error)) => self.shared.failed(describe(&error)),
+            Ok(Err(error)) => self.shared.failed(describe(&error), is_answer(&error)),
             Err(_) => {}
         }
     }
@@ -133,7 +133,7 @@ impl Source {
         if let Some(away) = self.shared.away()
             && away.since.elapsed() >= AWAY
         {
-            return Some(Err(format!("the API server does not answer ({})", away.why)));
+            return Some(Err(away.told()));
         }
         let Some(mut objects) = self.watched.objects() else {
             return before.is_none().then(|| Err(self.watched.waiting_for()));

@@ -17,15 +17,18 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
-use super::client::{describe, is_absent, is_forbidden};
+use super::client::{describe, is_absent, is_answer, is_forbidden};
 use crate::publish::jitter;
 
 /// The first pause after an error; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause: how late the agent may notice that the API server is back.
+/// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long after an error the next one is a first one again.
 const CALM: Duration = Duration::from_secs(60);
+/// How long the API server must have been away for its return to end all pauses: one that only stumbles is not to be
+/// asked more often for that.
+const LONG_AWAY: Duration = Duration::from_secs(10);
 /// How long something must be forbidden before that is believed: an API server that has just started forbids
 /// everything until it has read the roles.
 const BELIEVED: Duration = Duration::from_secs(15);
@@ -58,6 +61,8 @@ pub struct Shared {
     /// Woken whenever something changed.
     pub changed: Notify,
     away: Mutex<Option<Away>>,
+    /// Woken when the API server is back after a long time.
+    back: Notify,
 }
 
 /// An API server that does not answer.
@@ -67,17 +72,30 @@ pub struct Away {
     pub since: Instant,
     /// What the last attempt came to.
     pub why: String,
+    /// It answers, but refuses to tell.
+    pub refuses: bool,
+}
+
+impl Away {
+    /// What is wrong, for a person. What stands in parentheses may change from one attempt to the next.
+    pub fn told(&self) -> String {
+        let what = if self.refuses { "tells this agent nothing" } else { "does not answer" };
+        format!("the API server {what} ({})", self.why)
+    }
 }
 
 impl Shared {
-    /// Notes that the API server did not answer.
-    pub fn failed(&self, why: String) {
+    /// Notes that the API server did not answer, or with an error.
+    pub fn failed(&self, why: String, refuses: bool) {
         let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *away {
-            Some(known) => known.why = why,
+            Some(known) => {
+                known.why = why;
+                known.refuses = refuses;
+            }
             None => {
-                warn!(why, "the API server does not answer; the last good facts stay in use");
-                *away = Some(Away { since: Instant::now(), why });
+                warn!(why, "nothing is heard from the API server; the last good facts stay in use");
+                *away = Some(Away { since: Instant::now(), why, refuses });
                 self.changed.notify_one();
             }
         }
@@ -85,9 +103,19 @@ impl Shared {
 
     /// Notes that it did.
     pub fn answered(&self) {
-        if self.away.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
-            info!("the API server answers again");
-            self.changed.notify_one();
+        let Some(away) = self.away.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        info!("the API server answers again");
+        self.changed.notify_one();
+        if away.since.elapsed() >= LONG_AWAY {
+            self.back.notify_waiters();
+        }
+    }
+
+    /// Waits after an error. Returns whether the API server came back meanwhile.
+    async fn pause(&self, failures: &mut Failures) -> bool {
+        tokio::select! {
+            () = self.back.notified() => true,
+            () = sleep(jitter(failures.pause(Instant::now()))) => false,
         }
     }
 
@@ -148,8 +176,13 @@ where
                             refusals.note(seen, shared, format!("{what} cannot be read: {}", describe(error)))
                         }
                         _ => {
-                            shared.failed(cause(&error).map_or_else(|| error.to_string(), describe));
-                            failures.pause(Instant::now())
+                            let cause = cause(&error);
+                            let why = cause.map_or_else(|| error.to_string(), describe);
+                            shared.failed(why, cause.is_some_and(is_answer));
+                            if shared.pause(&mut failures).await {
+                                failures = Failures::default();
+                            }
+                            continue;
                         }
                     };
                     sleep(jitter(pause)).await;
@@ -279,8 +312,15 @@ where
                     refusals.note(&sender, &shared, format!("{what} cannot be read: {}", describe(&error)))
                 }
                 Err(error) => {
-                    shared.failed(describe(&error));
-                    failures.pause(Instant::now())
+                    shared.failed(describe(&error), is_answer(&error));
+                    let back = tokio::select! {
+                        () = sender.closed() => return,
+                        back = shared.pause(&mut failures) => back,
+                    };
+                    if back {
+                        failures = Failures::default();
+                    }
+                    continue;
                 }
             };
             tokio::select! {
@@ -302,6 +342,26 @@ mod tests {
         let pauses: Vec<u64> = (0..8).map(|_| failures.pause(now).as_secs()).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 30]);
         assert_eq!(failures.pause(now + CALM + Duration::from_secs(1)), FIRST_PAUSE);
+    }
+
+    #[tokio::test]
+    async fn pauses_end_when_the_api_server_is_back_after_long() {
+        let shared = Shared::default();
+        let away_since = |since| {
+            *shared.away.lock().unwrap() = Some(Away { since, why: "no route".into(), refuses: false });
+        };
+        let answers = async || {
+            tokio::task::yield_now().await;
+            shared.answered();
+        };
+        let mut failures = Failures::default();
+        away_since(Instant::now().checked_sub(LONG_AWAY).unwrap());
+        let (back, ()) = tokio::join!(shared.pause(&mut failures), answers());
+        assert!(back);
+        away_since(Instant::now());
+        let soon = tokio::time::timeout(FIRST_PAUSE / 4, shared.pause(&mut failures));
+        let (stumbled, ()) = tokio::join!(soon, answers());
+        assert!(stumbled.is_err(), "it was away for a moment only");
     }
 
     #[tokio::test]
