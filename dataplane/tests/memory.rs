@@ -4,9 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use podspan_dataplane::core::{Arrival, Batch, Config, Core, Departure, Sink, Time, TunnelTag};
@@ -21,16 +21,17 @@ const MOST: isize = 16 << 10;
 /// Counts what the gateway has, while it works.
 struct Counting;
 
-static ON: AtomicBool = AtomicBool::new(false);
-static BYTES: AtomicIsize = AtomicIsize::new(0);
-/// How often memory was asked for.
-static CALLS: AtomicIsize = AtomicIsize::new(0);
-/// There is one counter for the whole process: one test at a time.
-static ALONE: Mutex<()> = Mutex::new(());
+// Of each thread for itself: what other tests and their harness do is none of this one's business.
+thread_local! {
+    static ON: Cell<bool> = const { Cell::new(false) };
+    static BYTES: Cell<isize> = const { Cell::new(0) };
+    /// How often memory was asked for.
+    static CALLS: Cell<isize> = const { Cell::new(0) };
+}
 
 fn count(bytes: isize) {
-    if ON.load(Relaxed) {
-        BYTES.fetch_add(bytes, Relaxed);
+    if ON.get() {
+        BYTES.set(BYTES.get() + bytes);
     }
 }
 
@@ -38,7 +39,7 @@ fn count(bytes: isize) {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
-        CALLS.fetch_add(isize::from(ON.load(Relaxed)), Relaxed);
+        CALLS.set(CALLS.get() + isize::from(ON.get()));
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
@@ -65,9 +66,9 @@ impl Sink for Out {
     }
 
     fn send(&mut self, length: usize, how: Departure) -> Result<(), DropCause> {
-        let was = ON.swap(false, Relaxed);
+        let was = ON.replace(false);
         self.sent.push((how.to, self.datagram[..length].to_vec()));
-        ON.store(was, Relaxed);
+        ON.set(was);
         Ok(())
     }
 
@@ -120,19 +121,19 @@ fn gateway(peers: usize) -> (Core, isize, Option<Core>) {
     let config = |n| Config { lane: 0, secret: secret(n), handshake_limit: u64::MAX, seed: n as u64 };
     let mut out = Out { datagram: vec![0; 65_568], packet: vec![0; 65_568], sent: Vec::new() };
     let now = Time::default() + Duration::from_secs(1);
-    BYTES.store(0, Relaxed);
-    ON.store(true, Relaxed);
+    BYTES.set(0);
+    ON.set(true);
     let mut hub = Core::new(config(0));
     hub.set_table(now, table(keys[0].1, &keys[1..], false));
-    ON.store(false, Relaxed);
+    ON.set(false);
     let arrive = |core: &mut Core, from: usize, bytes: &[u8], out: &mut Out, counted: bool| {
         let mut batch = Batch::default();
         batch.room().unwrap()[..bytes.len()].copy_from_slice(bytes);
         batch.push(Arrival { from: address(from), ecn: Ecn::NotEct }, bytes.len());
-        ON.store(counted, Relaxed);
+        ON.set(counted);
         core.handle_udp(now, &batch, out);
         core.handle_timeout(now, out);
-        ON.store(false, Relaxed);
+        ON.set(false);
     };
     let mut last = None;
     for n in 1..=peers {
@@ -152,12 +153,11 @@ fn gateway(peers: usize) -> (Core, isize, Option<Core>) {
         last = Some(node);
     }
     assert_eq!(hub.status(51840).handshakes, peers as u64);
-    (hub, BYTES.load(Relaxed), last)
+    (hub, BYTES.get(), last)
 }
 
 #[test]
 fn an_idle_peer_takes_less_than_16_kb() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (few, many) = (gateway(100).1, gateway(500).1);
     let each = (many - few) / 400;
     println!("{each} bytes for each peer");
@@ -179,9 +179,8 @@ fn packet(source: [u8; 4], destination: [u8; 4], length: u16) -> Vec<u8> {
 #[test]
 fn a_packet_asks_for_no_memory() {
     const PACKETS: u16 = 64;
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (mut hub, _, node) = gateway(1);
-    assert!(CALLS.load(Relaxed) > 0, "nothing is counted");
+    assert!(CALLS.get() > 0, "nothing is counted");
     let mut node = node.unwrap();
     let now = Time::default() + Duration::from_secs(1);
     let (at_hub, at_node) = ([10, 64, 0, 5], [10, 64, 1, 5]);
@@ -197,10 +196,10 @@ fn a_packet_asks_for_no_memory() {
                 batch.room().unwrap()[..packet.len()].copy_from_slice(&packet);
                 batch.push(VnetHeader::default(), packet.len());
             }
-            CALLS.store(0, Relaxed);
-            ON.store(true, Relaxed);
+            CALLS.set(0);
+            ON.set(true);
             sender.handle_tun(now, &mut batch, &mut out);
-            ON.store(false, Relaxed);
+            ON.set(false);
             let sent = std::mem::take(&mut out.sent);
             assert_eq!(sent.len(), usize::from(PACKETS));
             let from = address(if to_hub { 1 } else { 0 });
@@ -210,11 +209,11 @@ fn a_packet_asks_for_no_memory() {
                 batch.push(Arrival { from, ecn: Ecn::NotEct }, datagram.len());
             }
             let before = receiver.status(51840).rx_inner_packets;
-            ON.store(true, Relaxed);
+            ON.set(true);
             receiver.handle_udp(now, &batch, &mut out);
-            ON.store(false, Relaxed);
+            ON.set(false);
             assert_eq!(receiver.status(51840).rx_inner_packets - before, u64::from(PACKETS));
-            calls.push(CALLS.load(Relaxed));
+            calls.push(CALLS.get());
         }
     }
     // The first ones may find room that grows once.
