@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
+use podspan_wire::INTERFACE;
 use serde_json::Value;
 
 use super::tool;
@@ -83,6 +84,14 @@ fn strip(value: &mut Value) {
             if fields.get("operstate").is_some_and(|state| state == "UNKNOWN") {
                 fields.insert("operstate".into(), "UP".into());
             }
+            // Routes to other clusters take what their paths were last found to take.
+            if fields.get("dev").is_some_and(|dev| dev == INTERFACE)
+                && let Some(Value::Array(metrics)) = fields.get_mut("metrics")
+            {
+                metrics.iter_mut().filter_map(Value::as_object_mut).for_each(|metric| {
+                    metric.remove("mtu");
+                });
+            }
             fields.values_mut().for_each(strip);
         }
         Value::Array(list) => list.iter_mut().for_each(strip),
@@ -99,9 +108,14 @@ mod tests {
         let list = parse(
             r#"[{"ifindex":2,"ifname":"eth0","mtu":1500,"linkinfo":{"info_data":{"gc_timer":3,"x":1}}},{}]"#,
         );
-        let entries = entries(list.unwrap());
-        let keys: Vec<_> = entries.keys().collect();
+        let found = entries(list.unwrap());
+        let keys: Vec<_> = found.keys().collect();
         assert_eq!(keys, [r#"{"ifname":"eth0","linkinfo":{"info_data":{"x":1}},"mtu":1500}"#]);
         assert!(parse("").unwrap().is_empty());
+        let routes = |dev: &str, mtu: u32| {
+            entries(parse(&format!(r#"[{{"dev":"{dev}","metrics":[{{"mtu":{mtu},"advmss":9}}]}}]"#)).unwrap())
+        };
+        assert_eq!(routes(INTERFACE, 1420), routes(INTERFACE, 1440));
+        assert_ne!(routes("eth0", 1420), routes("eth0", 1440));
     }
 }

@@ -145,17 +145,27 @@ impl World {
 
     /// Waits until every agent is connected to the broker.
     pub(crate) fn wait_until_connected(&self) -> Result<()> {
+        self.wait_for_broker(true)
+    }
+
+    /// Until no agent hears a broker any more.
+    pub(crate) fn wait_until_disconnected(&self) -> Result<()> {
+        self.wait_for_broker(false)
+    }
+
+    fn wait_for_broker(&self, connected: bool) -> Result<()> {
         let end = Instant::now() + JOIN;
         for node in self.topology.nodes() {
             loop {
                 let status = self.agent_status(node)?.broker;
-                if status.connected.is_some() {
+                if status.connected.is_some() == connected {
                     break;
                 }
                 if Instant::now() > end {
-                    bail!("{} has not come back to the broker: {status:?}", node.name);
+                    let what = if connected { "has not come back to" } else { "still hears" };
+                    bail!("{} {what} the broker: {status:?}", node.name);
                 }
-                signals::sleep(Duration::from_millis(200))?;
+                signals::sleep(Duration::from_millis(if connected { 200 } else { 20 }))?;
             }
         }
         Ok(())

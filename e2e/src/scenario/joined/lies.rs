@@ -139,6 +139,8 @@ pub(super) fn with_lies(
     look: impl FnOnce(&mut World) -> Result<()>,
 ) -> Result<()> {
     world.stop_broker()?;
+    // As long as one way to the broker is believed to work, what the other one brings may be behind it, no more.
+    world.wait_until_disconnected()?;
     let looked = world.start_lying_broker(lies).and_then(|liar| {
         let looked = look(world);
         liar.end(Duration::from_secs(1))?;
