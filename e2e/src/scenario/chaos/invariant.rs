@@ -114,8 +114,11 @@ impl Sizes {
     /// Takes note of processes that are new, and tells which have grown.
     pub(super) fn look(&mut self, world: &World) -> Result<Vec<String>> {
         let mut grown = Vec::new();
+        // Not what an earlier scenario started beside them.
+        let agents: Vec<String> =
+            world.topology.nodes().map(|node| crate::world::agent_name(&node.name)).collect();
         for daemon in &world.record.daemons {
-            if !(daemon.name.starts_with("agent ") || daemon.name == crate::world::BROKER) {
+            if !(agents.contains(&daemon.name) || daemon.name == crate::world::BROKER) {
                 continue;
             }
             let now = size(daemon.process).with_context(|| format!("{} has ended by itself", daemon.name))?;

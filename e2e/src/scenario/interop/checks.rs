@@ -192,6 +192,8 @@ pub(super) fn keepalive(place: &mut Interop, kind: Kind) -> Result<()> {
     pair.up(false)?;
     let sink =
         ours().enter(|| UdpSocket::bind((inner(1), 0)).context("a socket that hears and says nothing"))?;
+    // What belongs to the handshake is over then.
+    signals::sleep(Duration::from_secs(1))?;
     let meter = Meter::start(&ours(), &outer(1).to_string())?;
     let sender = theirs().enter(|| UdpSocket::bind((inner(2), 0)).context("a socket"))?;
     sender.send_to(b"no answer", sink.local_addr()?)?;
