@@ -74,7 +74,7 @@ pub struct Membership {
     order: Vec<ClusterId>,
     /// Brokers that are sending everything anew, each with the nodes that it has not sent yet.
     unseen: BTreeMap<BrokerIndex, BTreeSet<NodeId>>,
-    /// Brokers that have sent everything once.
+    /// Brokers that are heard and have sent everything.
     settled: BTreeSet<BrokerIndex>,
     /// Records that a cluster of the set signed, refused for a reason that may pass: an overlap, or the
     /// time, should this node's clock be wrong. A broker sends a record once, so that nobody else would
@@ -222,6 +222,7 @@ impl Membership {
     pub fn disconnected(&mut self, broker: BrokerIndex, others: bool) -> Changes {
         // The next connection begins with a reset again.
         self.unseen.remove(&broker);
+        self.settled.remove(&broker);
         let mut status = false;
         if others {
             for node in self.nodes.values_mut().filter(|node| node.heard.len() > 1) {

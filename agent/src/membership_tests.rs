@@ -348,6 +348,11 @@ fn of_several_brokers_one_that_confirms_is_enough() {
     assert_eq!(m.refusals().latest().count(), 0, "a broker that is behind is nothing to look at");
     assert!(!m.handle(1, entry(Lease::Fresh, &second), NOW).nodes);
     assert!(!stale(&m));
+    // Where it is the only one that is heard, a person should look at it.
+    m.disconnected(0, true);
+    m.handle(1, entry(Lease::Fresh, &first), NOW);
+    assert_eq!(kinds(&m), [(RefusalKind::Replayed, 2)]);
+    assert_eq!(m.refusals().latest().count(), 1);
 }
 
 #[test]
