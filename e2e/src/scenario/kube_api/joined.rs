@@ -1,5 +1,5 @@
-//! What the scenarios with podspan share: its manifests in the API server, a cluster set of two clusters, a broker,
-//! agents of `alpha` that live by the API server, and one of `beta` that lives by a file.
+//! What the scenarios with podspan share: its manifests in the API server, a cluster set of three clusters, a broker,
+//! agents of `alpha` that live by the API server, and one each of `beta` and `gamma` that live by a file.
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
@@ -29,9 +29,14 @@ const GRACE: Duration = Duration::from_secs(15);
 /// podspan's own manifests.
 pub(super) const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/base");
 
+/// The clusters without an API server, and the number in their CIDRs.
+const PEERS: [(&str, u8); 2] = [("beta", 2), ("gamma", 3)];
+
 /// A cluster set, with everything that runs for it.
 pub(super) struct Joined {
     name: &'static str,
+    /// The time of the brokers' leases, if it is another than what `podspan clusterset create` sets.
+    lease: Option<Duration>,
     directory: PathBuf,
     running: Vec<String>,
     processes: std::collections::BTreeMap<String, ProcessId>,
@@ -99,17 +104,23 @@ impl Joined {
                     .flat_map(|host| ["--broker".into(), format!("{}:{BROKER_PORT}", host.address.v4)]),
             )
             .run_ok()?;
-        for (cluster, pods, services) in [
-            ("alpha", "10.61.0.0/16,fd00:10:61::/48", "10.96.0.0/15,fd00:10:96::/112"),
-            ("beta", "10.62.0.0/16,fd00:10:62::/48", "10.102.0.0/16"),
-        ] {
+        let alpha = ("alpha", 1, "10.96.0.0/15,fd00:10:96::/112".to_owned());
+        let peers = PEERS.map(|(name, number)| (name, number, format!("10.10{number}.0.0/16")));
+        for (cluster, number, services) in std::iter::once(alpha).chain(peers) {
+            let pods = format!("10.6{number}.0.0/16,fd00:10:6{number}::/48");
             cli(&["cluster", "grant", cluster, "--dir"])
                 .arg(&set)
-                .args(["--pod-cidr", pods, "--service-cidr", services, "--out"])
+                .args(["--pod-cidr", &pods, "--service-cidr", &services, "--out"])
                 .arg(directory.join(format!("{cluster}.bundle")))
                 .run_ok()?;
         }
-        Ok(Self { name, directory, running: Vec::new(), processes: Default::default() })
+        Ok(Self { name, lease: None, directory, running: Vec::new(), processes: Default::default() })
+    }
+
+    /// For brokers that are not started yet: a lease's time, in whole seconds.
+    pub(super) fn with_leases_of(mut self, time: Duration) -> Self {
+        self.lease = Some(time);
+        self
     }
 
     /// Starts one of the brokers, each with a store of its own, and waits until it answers.
@@ -122,6 +133,9 @@ impl Joined {
             for entry in std::fs::read_dir(self.directory.join("set/broker"))? {
                 let file = entry?;
                 std::fs::copy(file.path(), settings.join(file.file_name())).context("the broker's files")?;
+            }
+            if let Some(lease) = self.lease {
+                set_lease(&settings.join("broker.toml"), lease)?;
             }
         }
         let cmd = Cmd::new(&api.podspan()?.broker)
@@ -226,25 +240,48 @@ impl Joined {
 
     /// Starts the gateway of `beta`, a bare host.
     pub(super) fn start_beta(&mut self, api: &mut KubeApi) -> Result<Agent> {
-        let host = api.host("beta")?;
-        let directory = self.directory.join("beta");
-        std::fs::create_dir_all(&directory).context("cannot make beta's directory")?;
+        self.start_peer(api, "beta")
+    }
+
+    /// Starts the gateway of a cluster without an API server.
+    pub(super) fn start_peer(&mut self, api: &mut KubeApi, cluster: &str) -> Result<Agent> {
+        let (_, number) =
+            PEERS.into_iter().find(|(name, _)| *name == cluster).context("there is no such cluster")?;
+        let host = api.host(cluster)?;
+        let directory = self.directory.join(cluster);
+        std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {cluster}'s directory"))?;
         let d = directory.display();
         let config = format!(
-            "bundle = \"{}/beta.bundle\"\nstate-dir = \"{d}/state\"\nsocket = \"{d}/agent.sock\"\non-exit = \"remove\"\n\
+            "bundle = \"{}/{cluster}.bundle\"\nstate-dir = \"{d}/state\"\nsocket = \"{d}/agent.sock\"\non-exit = \"remove\"\n\
              source.file = \"node.toml\"\n[tunnel]\nlanes = 1\n",
             self.directory.display()
         );
-        std::fs::write(directory.join("agent.toml"), config).context("cannot write beta's settings")?;
+        std::fs::write(directory.join("agent.toml"), config).context("cannot write a peer's settings")?;
         let facts = format!(
-            "name = \"beta-1\"\ngateway = true\nendpoints = [\"{}\"]\npod-cidrs = [\"10.62.1.0/24\", \"fd00:10:62:1::/64\"]\n",
+            "name = \"{cluster}-1\"\ngateway = true\nendpoints = [\"{}\"]\n\
+             pod-cidrs = [\"10.6{number}.1.0/24\", \"fd00:10:6{number}:1::/64\"]\n",
             host.address.v4
         );
-        std::fs::write(directory.join("node.toml"), facts).context("cannot write beta's facts")?;
-        let agent = Agent { node: "beta".to_owned(), host, directory, daemon: format!("{} beta", self.name) };
+        std::fs::write(directory.join("node.toml"), facts).context("cannot write a peer's facts")?;
+        let daemon = format!("{} {cluster}", self.name);
+        let agent = Agent { node: cluster.to_owned(), host, directory, daemon };
         self.start_agent(api, &agent)?;
         Ok(agent)
     }
+}
+
+/// Sets the time of a broker's leases in its settings.
+fn set_lease(settings: &Path, time: Duration) -> Result<()> {
+    let text = std::fs::read_to_string(settings).context("the broker's settings")?;
+    let lines = text.lines().map(|line| match line.starts_with("lease-seconds = ") {
+        true => format!("lease-seconds = {}\n", time.as_secs()),
+        false => format!("{line}\n"),
+    });
+    let changed: String = lines.collect();
+    if changed == text {
+        bail!("{} has no lease-seconds, or this time already", settings.display());
+    }
+    std::fs::write(settings, changed).context("cannot write the broker's settings")
 }
 
 /// A Node as kubelet and kube-controller-manager would make it.

@@ -23,7 +23,7 @@ type Run = fn(&mut KubeApi) -> Result<()>;
 pub(super) fn all() -> Vec<Scenario<KubeApi>> {
     let bare = ApiSetting { podspan: false };
     let podspan = ApiSetting { podspan: true };
-    let all: [(ApiSetting, &'static str, &'static str, Run); 14] = [
+    let all: [(ApiSetting, &'static str, &'static str, Run); 13] = [
         (
             bare,
             "server",
@@ -58,7 +58,7 @@ pub(super) fn all() -> Vec<Scenario<KubeApi>> {
         (
             podspan,
             "peers",
-            "a peer joins, is lost, comes back and leaves: its object and its Events tell",
+            "a peer joins, is lost and comes back, another one leaves: their objects and Events tell",
             status::peers,
         ),
         (podspan, "lease", "one agent writes the status; another follows when it is gone", status::lease),
@@ -74,8 +74,12 @@ pub(super) fn all() -> Vec<Scenario<KubeApi>> {
             "an agent stays with an update and leaves no trace when its DaemonSet is deleted",
             install::leave,
         ),
-        (podspan, "away", "with the API server away everything goes on, and agents can start", status::away),
-        (podspan, "token", "a token that ended while the API server was away is read anew", outages::token),
+        (
+            podspan,
+            "away",
+            "with the API server away everything goes on, and agents can start; a token that ended meanwhile is read anew",
+            outages::away,
+        ),
         (
             podspan,
             "departed",

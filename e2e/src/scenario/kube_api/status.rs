@@ -1,6 +1,6 @@
 //! What the agents write: PeerClusters, the ClusterSet, Events, and which of them writes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
@@ -18,9 +18,13 @@ fn text(value: &Value) -> String {
 }
 
 /// Waits for the PeerCluster `beta` to be in a state.
-fn beta_is(api: &KubeApi, state: &str, reason: &str, within: Duration) -> Result<Duration> {
-    until(&format!("PeerCluster beta is {state} ({reason})"), within, || {
-        let Ok(object) = api.get_json(&["peercluster", "beta"]) else {
+pub(super) fn beta_is(api: &KubeApi, state: &str, reason: &str, within: Duration) -> Result<Duration> {
+    peer_is(api, "beta", state, reason, within)
+}
+
+fn peer_is(api: &KubeApi, name: &str, state: &str, reason: &str, within: Duration) -> Result<Duration> {
+    until(&format!("PeerCluster {name} is {state} ({reason})"), within, || {
+        let Ok(object) = api.get_json(&["peercluster", name]) else {
             return Ok(Err("there is none".into()));
         };
         let [_, seen, ..] = condition(&object, "Ready");
@@ -40,7 +44,7 @@ fn told(api: &KubeApi, name: &str, reason: &str) -> Result<Duration> {
     })
 }
 
-/// A peer joins, is lost, comes back and leaves: its object and its Events tell.
+/// A peer joins, is lost and comes back, and another one leaves: their objects and Events tell.
 pub(super) fn peers(api: &mut KubeApi) -> Result<()> {
     let mut findings = Findings::default();
     let mut joined = Joined::start(api, "peers")?;
@@ -50,9 +54,14 @@ pub(super) fn peers(api: &mut KubeApi) -> Result<()> {
     )?;
     let agent = joined.node(api, "p1", 1, true)?;
     let beta = joined.start_beta(api)?;
+    let gamma = joined.start_peer(api, "gamma")?;
     agent.until("the tunnel", Duration::from_secs(30), reached)?;
     let taken = beta_is(api, "Connected", "AllGatewaysUp", SOON)?;
     println!("       the PeerCluster stands {:.1} s after the tunnel", taken.as_secs_f64());
+    peer_is(api, "gamma", "Connected", "AllGatewaysUp", SOON)?;
+    // It leaves in order: its record is withdrawn. Its object stays for a while, and the rest is looked at meanwhile.
+    joined.end_agent(api, &gamma)?;
+    let gamma_left = Instant::now();
     told(api, "beta", "PeerConnected").or_else(|_| told(api, "beta", "PeerBack"))?;
 
     let object = api.get_json(&["peercluster", "beta"])?;
@@ -133,13 +142,25 @@ pub(super) fn peers(api: &mut KubeApi) -> Result<()> {
     println!("       it is Connected {:.0} s after its start", taken.as_secs_f64());
     told(api, "beta", "PeerBack")?;
 
-    // It leaves in order: its record is withdrawn.
-    joined.end_agent(api, &beta)?;
-    let taken = until("the PeerCluster is gone", Duration::from_secs(90), || {
-        let list = api.get_json(&["peerclusters"])?;
-        Ok(if list["items"].as_array().is_some_and(Vec::is_empty) { Ok(()) } else { Err(list.to_string()) })
+    until(
+        "gamma's PeerCluster is gone",
+        Duration::from_secs(90).saturating_sub(gamma_left.elapsed()),
+        || {
+            let list = api.get_json(&["peerclusters"])?;
+            let names: Vec<_> = list["items"].as_array().into_iter().flatten().collect();
+            let names: Vec<_> = names.iter().map(|object| text(&object["metadata"]["name"])).collect();
+            Ok(if names == ["beta"] { Ok(()) } else { Err(format!("{names:?}")) })
+        },
+    )?;
+    println!(
+        "       a PeerCluster is gone at most {:.0} s after its cluster left",
+        gamma_left.elapsed().as_secs_f64()
+    );
+    until("the Event PeerLeft", SOON, || {
+        let events = events(api, "ClusterSet", "podspan")?;
+        let told = events.iter().any(|(reason, note)| reason == "PeerLeft" && note.contains("gamma"));
+        Ok(if told { Ok(()) } else { Err(format!("{events:?}")) })
     })?;
-    println!("       the PeerCluster is gone {:.0} s after the cluster left", taken.as_secs_f64());
     let all: Vec<(String, String)> = events(api, "PeerCluster", "beta")?;
     findings.require(all.len() < 15, || format!("a flood of Events: {all:?}"));
     joined.end(api)?;
@@ -189,53 +210,4 @@ pub(super) fn lease(api: &mut KubeApi) -> Result<()> {
         .require(lease["spec"]["leaseTransitions"].as_u64().is_some_and(|n| n >= 2), || lease.to_string());
     joined.end(api)?;
     findings.conclude(2)
-}
-
-/// The API server is away: everything goes on, an agent can even start; and it is back: all is followed again.
-pub(super) fn away(api: &mut KubeApi) -> Result<()> {
-    let mut findings = Findings::default();
-    let mut joined = Joined::start(api, "away")?;
-    apply_settings(api, &json!({}))?;
-    let agent = joined.node(api, "v1", 1, true)?;
-    let beta = joined.start_beta(api)?;
-    agent.until("the tunnel", Duration::from_secs(30), reached)?;
-    // beta may still be setting itself up when its tunnel stands.
-    until("an answer through the tunnel", SOON, || {
-        Ok(if agent.pings("10.62.1.0")? { Ok(()) } else { Err("none".into()) })
-    })?;
-    api.stop()?;
-    agent.until("it is told that the API server is away", Duration::from_secs(60), |status| {
-        status.problems.iter().any(|problem| problem.contains("the API server does not answer"))
-    })?;
-    findings.require(agent.pings("10.62.1.0")?, || "no answer without the API server".into());
-    let (ready, why) = agent.health("/readyz")?;
-    findings.require(ready.contains("200"), || format!("not ready without the API server: {why}"));
-
-    // A new start without it: the last good facts are used.
-    joined.process(&agent)?.signal(Signal::SIGKILL)?;
-    joined.process(&agent)?.wait(Duration::from_secs(5))?;
-    joined.start_agent(api, &agent)?;
-    let taken = agent.until("it forwards again", Duration::from_secs(40), reached)?;
-    println!(
-        "       an agent that starts without the API server has its tunnel after {:.1} s",
-        taken.as_secs_f64()
-    );
-    let status = agent.status()?;
-    findings.expect("its pods", 2, status.node.pod_cidrs.len());
-    findings.require(status.node.gateway, || "it is a gateway by what was kept".into());
-    findings.require(agent.pings("10.62.1.0")?, || "no answer after a start without the API server".into());
-    crate::signals::sleep(Duration::from_secs(40))?;
-    findings.require(reached(&agent.status()?), || "the tunnel fell while the API server was away".into());
-
-    api.start()?;
-    api.kubectl(&["annotate", "--overwrite", "node", "v1", "podspan.io/pod-cidrs=10.61.50.0/24"])?;
-    let taken = agent.until("it follows again", Duration::from_secs(60), |status| {
-        status.node.pod_cidrs.to_string() == "10.61.50.0/24"
-            && !status.problems.iter().any(|problem| problem.contains("API server"))
-    })?;
-    println!("       once the API server is back a change is followed after {:.1} s", taken.as_secs_f64());
-    beta_is(api, "Connected", "AllGatewaysUp", Duration::from_secs(60))?;
-    drop(beta);
-    joined.end(api)?;
-    findings.conclude(6)
 }
