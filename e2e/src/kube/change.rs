@@ -6,13 +6,16 @@ use anyhow::{Context, Result, bail};
 use podspan_wire::Cidr;
 use serde_json::json;
 
-use super::clusters::{Clusters, wire_node};
+use super::clusters::{Clusters, is_true, wire_node};
 use super::plan::{NodePlan, ProxyMode};
 use super::{images, node};
 use crate::command::Cmd;
 use crate::signals;
 use crate::topology::Dual;
 use crate::world::ip_batch;
+
+/// What keeps pods from a node, in the lab.
+pub(crate) const TAINT: &str = "lab.example/kept";
 
 impl Clusters {
     /// Ends the API server of a cluster, as a crash would.
@@ -26,6 +29,22 @@ impl Clusters {
         let index = self.index(cluster)?;
         self.planes[index].start_api(&mut self.site)?;
         self.planes[index].wait_until_ready(&self.site)
+    }
+
+    /// Keeps a node for pods that tolerate [`TAINT`]: all others go, and no more come.
+    pub(crate) fn taint(&self, node: &NodePlan) -> Result<()> {
+        let cluster = self.plan.cluster_of(node)?.name;
+        let [no_schedule, no_execute] =
+            ["NoSchedule", "NoExecute"].map(|effect| format!("{TAINT}=lab:{effect}"));
+        self.kubectl(cluster, &["taint", "node", &node.name, &no_schedule, &no_execute])?;
+        let dns = ["pods", "-n", "kube-system", "-l", "k8s-app=kube-dns"];
+        until("CoreDNS runs on another node", Duration::from_secs(60), || {
+            let pods = self.get_json(cluster, &dns)?;
+            let mut ready =
+                pods["items"].as_array().into_iter().flatten().filter(|pod| is_true(pod, "Ready"));
+            Ok(ready.any(|pod| pod["spec"]["nodeName"] != node.name.as_str()))
+        })?;
+        Ok(())
     }
 
     /// Kills a program of a node; the node starts it again.

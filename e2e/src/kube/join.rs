@@ -24,6 +24,9 @@ const BROKER_PORT: u16 = 30743;
 /// How long `podspan join` and the first tunnels may take.
 const JOIN: Duration = Duration::from_secs(240);
 
+/// How long `kubectl delete -k` may take. An agent has a minute to leave its node, and needs some seconds.
+const DELETE: Duration = Duration::from_secs(100);
+
 /// What a cluster was before podspan came: each node's network and files, and the names of all objects.
 #[derive(Clone, Debug)]
 pub(crate) struct Before {
@@ -111,6 +114,26 @@ impl Clusters {
         }
         self.site.screen.line(&format!("{cluster} has joined"));
         Ok(())
+    }
+
+    /// The same by kubectl: an overlay of the manifests, after `podspan join --settings-only` has made what differs
+    /// from cluster to cluster.
+    pub(crate) fn join_by_overlay(&self, programs: &Programs, cluster: &str, overlay: &str) -> Result<()> {
+        self.join_one(programs, cluster, &["--settings-only"])?;
+        self.kubectl(cluster, &["apply", "--server-side", "-k", &self.overlay(overlay)])?;
+        let rolled = ["-n", PODSPAN, "rollout", "status", "daemonset/podspan-agent", "--timeout=120s"];
+        self.kubectl_cmd(cluster, &rolled)?.timeout(JOIN).run_ok()?;
+        Ok(())
+    }
+
+    /// `kubectl delete -k` of an overlay of the manifests, with more options; gives what it said.
+    pub(crate) fn delete_overlay(&self, cluster: &str, overlay: &str, more: &[&str]) -> Result<String> {
+        let cmd = self.kubectl_cmd(cluster, &["delete", "-k", &self.overlay(overlay)])?;
+        cmd.args(more).timeout(DELETE).text()
+    }
+
+    fn overlay(&self, name: &str) -> String {
+        format!("{}/../manifests/overlays/{name}", env!("CARGO_MANIFEST_DIR"))
     }
 
     /// Waits until a cluster's PeerClusters say that every other cluster is connected.

@@ -31,7 +31,7 @@ use crate::state::KubeRecord;
 pub(crate) use api::KubeApi;
 pub(crate) use api::KubeHost;
 pub(crate) use cgroups::roots as cgroup_roots;
-pub(crate) use change::until;
+pub(crate) use change::{TAINT, until};
 pub(crate) use clusters::{Clusters, is_true};
 pub(crate) use commands::{KubeCommand, run};
 pub(crate) use go::find as find_go;

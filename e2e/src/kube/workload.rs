@@ -69,6 +69,7 @@ spec:
     spec:
       terminationGracePeriodSeconds: 0
       enableServiceLinks: false
+      tolerations: [{{operator: Exists}}]
       containers:
       - name: probe
         image: {PROBE_IMAGE}
@@ -187,7 +188,8 @@ impl Clusters {
         let pod = |name: &String| {
             format!(
                 "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {NAMESPACE}, labels: {{app: first}}}}\n\
-                 spec:\n  nodeName: {node}\n  restartPolicy: Never\n  terminationGracePeriodSeconds: 0\n  containers:\n  \
+                 spec:\n  nodeName: {node}\n  restartPolicy: Never\n  terminationGracePeriodSeconds: 0\n  \
+                 tolerations: [{{operator: Exists}}]\n  containers:\n  \
                  - {{name: first, image: \"{PROBE_IMAGE}\", imagePullPolicy: Never, args: [first-packet, \"{target}\"]}}\n"
             )
         };

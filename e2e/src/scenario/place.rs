@@ -111,12 +111,15 @@ impl Place for KubeApi {
     }
 }
 
+/// The tainted node.
+pub(super) const TAINTED: &str = "beta-2";
+
 /// How clusters differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ClustersSetting {
     /// They know nothing of each other.
     Bare,
-    /// podspan joins them.
+    /// podspan joins them; one node, [`TAINTED`], is kept for pods that tolerate its taint.
     Joined,
     /// podspan joins them, and nothing but its leaving happens to them: they are compared with what they were.
     Leaving,
@@ -147,6 +150,9 @@ impl Place for Clusters {
         let kubernetes = built.kubernetes.as_ref().context("Kubernetes was not built")?;
         let podspan = built.podspan.as_ref().filter(|_| setting.podspan());
         let mut clusters = Self::create(kubernetes, podspan, screen)?;
+        if setting == ClustersSetting::Joined {
+            clusters.taint(&clusters.node(TAINTED)?)?;
+        }
         if setting.podspan()
             && let Err(error) = clusters.start_podspan()
         {

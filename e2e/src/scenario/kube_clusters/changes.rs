@@ -62,7 +62,7 @@ pub(super) fn on<'a>(probes: &'a Probes, node: &str) -> Result<&'a ProbePod> {
     probes.pods.iter().find(|pod| pod.node == node).with_context(|| format!("no probe on {node}"))
 }
 
-fn tell(clusters: &Clusters, what: &str, time: Duration) {
+pub(super) fn tell(clusters: &Clusters, what: &str, time: Duration) {
     clusters.site.screen.line(&format!("  {what}: {:.1} s", time.as_secs_f64()));
 }
 
@@ -85,11 +85,11 @@ fn answers(clusters: &Clusters, from: &ProbePod, to: &[SocketAddr]) -> Result<bo
 }
 
 /// Waits until they do.
-fn until_reached(clusters: &Clusters, from: &ProbePod, to: &[SocketAddr]) -> Result<Duration> {
+pub(super) fn until_reached(clusters: &Clusters, from: &ProbePod, to: &[SocketAddr]) -> Result<Duration> {
     until(&format!("{to:?} reached from {}", from.node), LIMIT, || answers(clusters, from, to))
 }
 
-fn at_pod(pod: &ProbePod) -> Vec<SocketAddr> {
+pub(super) fn at_pod(pod: &ProbePod) -> Vec<SocketAddr> {
     pod.addresses.iter().map(|address| SocketAddr::new(*address, POD_PORT)).collect()
 }
 

@@ -1,13 +1,15 @@
 //! Two clusters that podspan has joined: who reaches whom, under which address.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Result;
 
-use super::ways;
-use crate::kube::{Clusters, HEADLESS, restarts};
+use super::{changes, ways};
+use crate::kube::{Clusters, HEADLESS, NAMESPACE, PODSPAN, TAINT, is_true, restarts, until};
 use crate::probe::{self, Job, Task};
 use crate::scenario::Findings;
+use crate::scenario::place::TAINTED;
 use crate::topology::{Family, POD_PORT};
 
 /// From every pod and every node to every pod and the service of the other cluster.
@@ -56,6 +58,65 @@ pub(super) fn headless(clusters: &mut Clusters) -> Result<()> {
         }
     }
     findings.conclude(4 * 2 * (1 + 4 * 2))
+}
+
+/// A node with a taint of both effects, since before podspan came: its agent is there all the same, and its pods, which
+/// tolerate it, reach the other cluster and are reached.
+pub(super) fn tainted(clusters: &mut Clusters) -> Result<()> {
+    let probes = clusters.probes()?;
+    let mut findings = Findings::default();
+    let node = clusters.get_json("beta", &["node", TAINTED])?;
+    let taints =
+        node["spec"]["taints"].as_array().into_iter().flatten().filter(|taint| taint["key"] == TAINT);
+    let mut effects: Vec<_> = taints.filter_map(|taint| taint["effect"].as_str()).collect();
+    effects.sort_unstable();
+    findings.expect("the taint's effects", vec!["NoExecute", "NoSchedule"], effects);
+    let agents = [
+        "pods",
+        "-n",
+        PODSPAN,
+        "-l",
+        "app.kubernetes.io/component=agent",
+        "--field-selector",
+        &format!("spec.nodeName={TAINTED}"),
+    ];
+    let agents = clusters.get_json("beta", &agents)?;
+    let agents = agents["items"].as_array().cloned().unwrap_or_default();
+    findings.expect(
+        "agents that are ready there",
+        vec![true],
+        agents.iter().map(|pod| is_true(pod, "Ready")).collect(),
+    );
+
+    let there = changes::on(&probes, TAINTED)?;
+    let elsewhere = probes.pods.iter().find(|pod| pod.cluster == there.cluster && *pod != there);
+    for pod in probes.pods.iter().filter(|pod| pod.cluster != there.cluster) {
+        let jobs = ways::to_pods(&probes, &there.cluster, elsewhere, probe::TIMEOUT);
+        ways::from_pod(clusters, pod, &jobs, true, &mut findings)?;
+        let jobs = ways::to_pods(&probes, &pod.cluster, None, probe::TIMEOUT);
+        ways::from_pod(clusters, there, &jobs, true, &mut findings)?;
+    }
+
+    // The taint is one that counts: a pod without the toleration finds no place there.
+    clusters.apply(
+        "beta",
+        &format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: kept-out, namespace: {NAMESPACE}}}, spec: {{nodeSelector: \
+             {{kubernetes.io/hostname: {TAINTED}}}, containers: [{{name: x, image: none, imagePullPolicy: Never}}]}}}}"
+        ),
+    )?;
+    let refused = until("a pod without the toleration is refused", Duration::from_secs(20), || {
+        let pod = clusters.get_json("beta", &["pod", "kept-out", "-n", NAMESPACE])?;
+        let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        Ok(conditions.iter().any(|condition| {
+            condition["reason"] == "Unschedulable"
+                && condition["message"].as_str().is_some_and(|why| why.contains("untolerated taint"))
+        }))
+    });
+    clusters.kubectl("beta", &["delete", "pod", "kept-out", "-n", NAMESPACE, "--now"])?;
+    findings.require(refused.is_ok(), || format!("{refused:?}"));
+    // From each of 2 pods there and back: 4 jobs to one pod, 8 to two, with 2 checks.
+    findings.conclude(3 + 2 * (4 * 2 + 8 * 2))
 }
 
 /// What `kubectl get peerclusters` and `kubectl describe` say, and that nothing had to be started twice.

@@ -39,6 +39,11 @@ pub(super) fn all() -> Vec<Scenario<Clusters>> {
             "a headless service of the other cluster by the other cluster's DNS",
             joined::headless,
         ),
+        joined(
+            "tainted",
+            "a node that most pods may not use has its agent, and its pods are reached",
+            joined::tainted,
+        ),
         joined("told", "PeerClusters and the ClusterSet tell what a person asks at 3 a.m.", joined::told),
         joined(
             "first-packet",
@@ -79,6 +84,12 @@ pub(super) fn all() -> Vec<Scenario<Clusters>> {
         ),
         joined("upgraded", "podspan upgrade to another image, and to none", changes::upgraded),
         joined("node-rebooted", "a node's power cut, its namespace made anew", changes::node_rebooted),
+        scenario(
+            ClustersSetting::Leaving,
+            "deleted",
+            "kubectl delete -k: nodes and clusters as before, pods run on; joined again, also while agents still leave",
+            leave::deleted,
+        ),
         scenario(
             ClustersSetting::Leaving,
             "leave",
