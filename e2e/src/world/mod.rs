@@ -327,6 +327,18 @@ pub(crate) fn wait_for_tcp(address: SocketAddr, timeout: Duration) -> Result<()>
     }
 }
 
+/// Until nothing listens there any more: a process that was ended is gone a moment before its sockets are.
+pub(crate) fn wait_for_free_port(address: SocketAddr) -> Result<()> {
+    let end = std::time::Instant::now() + Duration::from_secs(5);
+    while std::net::TcpStream::connect_timeout(&address, Duration::from_millis(500)).is_ok() {
+        if std::time::Instant::now() > end {
+            bail!("something still listens at {address}");
+        }
+        signals::sleep(Duration::from_millis(10))?;
+    }
+    Ok(())
+}
+
 /// How many packets the router has dropped because the underlay does not own their addresses, by the
 /// interface by which they came.
 pub(crate) fn leaks(topology: &Topology) -> Result<BTreeMap<String, u64>> {

@@ -10,7 +10,7 @@ use podspan_wire::UnixTime;
 use podspan_wire::status::{Reachability, Status};
 
 use super::pods::{self, PodspanPlugin};
-use super::{Chain, World, wait_for_tcp};
+use super::{Chain, World, wait_for_free_port, wait_for_tcp};
 use crate::agent_socket;
 use crate::command::Cmd;
 use crate::lying_broker::Lies;
@@ -108,8 +108,9 @@ impl World {
         let config = set_directory().join("broker/broker.toml");
         let host = self.topology.broker.clone();
         let cmd = Cmd::new(&self.programs()?.broker).arg("--config").arg(config).within(&host.netns());
-        let process = self.start_daemon(BROKER, &cmd)?;
         let address = (host.address.v4, BROKER_PORT).into();
+        host.netns().enter(|| wait_for_free_port(address))?;
+        let process = self.start_daemon(BROKER, &cmd)?;
         let listens = host.netns().enter(|| wait_for_tcp(address, Duration::from_secs(10)));
         listens.with_context(|| {
             let state = if process.is_alive() { "runs" } else { "has ended" };
@@ -137,8 +138,9 @@ impl World {
             .arg("--lies")
             .arg(file)
             .within(&host.netns());
-        let process = self.start_daemon("lying broker", &cmd)?;
         let address = (host.address.v4, BROKER_PORT).into();
+        host.netns().enter(|| wait_for_free_port(address))?;
+        let process = self.start_daemon("lying broker", &cmd)?;
         host.netns().enter(|| wait_for_tcp(address, Duration::from_secs(10))).context("the lying broker")?;
         Ok(process)
     }
