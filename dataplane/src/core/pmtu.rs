@@ -194,6 +194,8 @@ pub(crate) struct PathMtu {
     large: bool,
     raise_at: Time,
     raise_after: Duration,
+    /// The interface takes more than it did when more was last tried.
+    widened: bool,
     /// When a black hole was found and what passed before, until that passes again.
     black_hole: Option<(Time, u16)>,
     black_holes: u64,
@@ -208,6 +210,7 @@ impl PathMtu {
         if same && ceiling == self.ceiling {
             return;
         }
+        self.widened |= ceiling > self.ceiling;
         (self.endpoint, self.ceiling, self.overhead) = (Some(endpoint), ceiling, overhead(endpoint));
         self.drop_trial();
         // What was refuted may pass here.
@@ -246,9 +249,9 @@ impl PathMtu {
         self.search.is_some_and(|search| search.why == Why::Fall)
     }
 
-    /// When it is to be seen whether a black hole is gone.
+    /// When it is to be seen whether a black hole is gone, or whether the path takes what the interface takes since.
     pub(crate) fn heal_at(&self) -> Option<Time> {
-        self.black_hole.and_then(|_| self.raise_at())
+        self.raise_at().filter(|_| self.widened || self.black_hole.is_some())
     }
 
     /// Whether that is being found out, or it is time to.
@@ -438,6 +441,7 @@ impl PathMtu {
             return None;
         }
         self.search = None;
+        self.widened = false;
         self.drop_trial();
         let before = self.size.filter(|_| search.why == Why::Raise);
         self.size = Some(search.low);

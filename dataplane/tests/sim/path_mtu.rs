@@ -304,6 +304,21 @@ fn an_idle_tunnel_finds_out_that_its_path_is_wide_again() {
 }
 
 #[test]
+fn an_idle_tunnel_finds_out_that_its_interface_takes_more() {
+    let mut sim = pair(V4, 1500);
+    chat(&mut sim, 3 * S);
+    sim.run(10 * S);
+    assert_eq!(path(&sim, 0).mtu, Some(1440));
+    let limits = PathLimits { underlay: 9000, largest: 8940 };
+    sim.call_core(0, 0, |core| core.set_path_limits(limits));
+    sim.run(20 * S);
+    assert_eq!(path(&sim, 0).mtu, Some(8940));
+    let probes = path(&sim, 0).probes;
+    sim.run(600 * S);
+    assert_eq!(path(&sim, 0).probes, probes);
+}
+
+#[test]
 fn another_address_is_measured_anew() {
     let mut sim = pair(V4, 1500);
     narrow(&mut sim, 0, 1400);
