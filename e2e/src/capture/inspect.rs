@@ -176,10 +176,14 @@ impl Report {
 /// Whether it has the form of a WireGuard message (WireGuard paper, section 5.4): type, three zero bytes, and
 /// the length of that type.
 fn is_wireguard(message: &[u8]) -> bool {
+    // What leaves with one call (UDP_SEGMENT) is one frame here: messages of one size, the last may be smaller.
+    let some_of = |size: usize| {
+        message.split_at_checked(size).is_some_and(|(_, others)| others.is_empty() || is_wireguard(others))
+    };
     match message.first_chunk::<4>() {
-        Some([1, 0, 0, 0]) => message.len() == 148,
-        Some([2, 0, 0, 0]) => message.len() == 92,
-        Some([3, 0, 0, 0]) => message.len() == 64,
+        Some([1, 0, 0, 0]) => some_of(148),
+        Some([2, 0, 0, 0]) => some_of(92),
+        Some([3, 0, 0, 0]) => some_of(64),
         // Header, counter and tag are 32 bytes. The paper pads the content to a multiple of 16, boringtun
         // does not.
         Some([4, 0, 0, 0]) => message.len() >= 32,
@@ -236,6 +240,12 @@ mod tests {
         let data = [&[4, 0, 0, 0][..], &[9; 44]].concat();
         assert_eq!(look(&ipv4(A, B, 17, &udp(51841, 9, &data))).count("WireGuard"), 1);
         assert_eq!(look(&ipv4(A, B, 6, &[0x30, 0, 0x1d, 0x13])).count("broker"), 1);
+        // Two answers to handshakes that left with one call, and a keepalive behind them.
+        let response = [&[2, 0, 0, 0][..], &[9; 88]].concat();
+        let three = [&response[..], &response, &[4, 0, 0, 0], &[9; 28]].concat();
+        for length in [92, 184, 216] {
+            assert_eq!(look(&ipv4(A, B, 17, &udp(51841, 9, &three[..length]))).count("WireGuard"), 1);
+        }
     }
 
     #[test]
@@ -244,6 +254,7 @@ mod tests {
         for (frame, what) in [
             (ipv4(A, B, 17, &udp(51842, 9, &data)), "protocol 17"),
             (ipv4(A, B, 17, &udp(51840, 9, &data[..31])), "not WireGuard"),
+            (ipv4(A, B, 17, &udp(51840, 9, &[&[2, 0, 0, 0][..], &[9; 89]].concat())), "not WireGuard"),
             (ipv4(A, B, 6, &[0x30, 0, 0x1d, 0x14]), "TCP from"),
             (ipv4([10, 1, 1, 2], B, 17, &udp(51840, 9, &data)), "not the underlay's"),
             (ipv4(A, [10, 2, 1, 2], 1, &[8, 0]), "not the underlay's"),
