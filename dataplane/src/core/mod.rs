@@ -228,7 +228,12 @@ impl Core {
 
     /// How large packets may be at all, from now on: the paths of tunnels in use are measured anew.
     pub fn set_path_limits(&mut self, limits: PathLimits) {
-        self.shared.limits = limits;
+        if std::mem::replace(&mut self.shared.limits, limits) != limits {
+            // Those that nobody uses would not look for minutes.
+            for slot in 0..self.tunnels.len() as u32 {
+                self.schedule(slot, Some(Time::default()));
+            }
+        }
     }
 
     /// When [`Self::handle_timeout`] wants to be called, if nothing else happens; never, for a core whose
