@@ -325,6 +325,7 @@ mod tests {
             [("a".into(), Some("new".into()), 0)]
         );
     }
+
     #[test]
     fn a_node_is_clean_when_all_of_its_agents_ended_well() {
         let end = |name: &str, left: Left| (("a".to_owned(), name.to_owned()), left);

@@ -251,7 +251,7 @@ impl PathMtu {
 
     /// When it is to be seen whether a black hole is gone, or whether the path takes what the interface takes since.
     pub(crate) fn heal_at(&self) -> Option<Time> {
-        self.raise_at().filter(|_| self.widened || self.black_hole.is_some())
+        self.may_raise_at().filter(|_| self.widened || self.black_hole.is_some())
     }
 
     /// Whether that is being found out, or it is time to.
@@ -261,7 +261,7 @@ impl PathMtu {
     }
 
     /// When more is to be tried, on a path that takes less than the interface.
-    fn raise_at(&self) -> Option<Time> {
+    fn may_raise_at(&self) -> Option<Time> {
         self.size.filter(|&size| size < self.ceiling).map(|_| self.raise_at)
     }
 
@@ -359,7 +359,7 @@ impl PathMtu {
         if self.search.is_some() || self.size.is_none() || self.losses > 0 {
             return Some(now);
         }
-        [Some(self.confirm_at()), self.raise_at()].into_iter().flatten().min()
+        [Some(self.confirm_at()), self.may_raise_at()].into_iter().flatten().min()
     }
 
     /// A probe was answered: it arrived with this size.

@@ -24,7 +24,7 @@ const ANNOUNCEMENTS: u8 = 3;
 const AGAIN: Duration = Duration::from_millis(100);
 
 impl Tunnel {
-    /// How good a way the tunnel is now. Who was dead is so until he answers, though sessions end and handshakes
+    /// How good a way the tunnel is now. What was dead is so until it answers, though sessions end and handshakes
     /// begin anew meanwhile.
     pub(crate) fn rank(&self, now: Time) -> Rank {
         let silent = self.unanswered.is_some_and(|since| now.since(since) >= SILENCE);

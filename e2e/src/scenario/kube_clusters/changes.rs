@@ -8,7 +8,7 @@ use podspan_wire::Cidr;
 
 use super::ways;
 use crate::kube::{Clusters, NAMESPACE, PODSPAN, ProbePod, Probes, SERVICE_PORT, restarts, until};
-use crate::probe::{self, Job, Pending, Task};
+use crate::probe::{self, Job, Pending, StreamOutcome, Task};
 use crate::scenario::Findings;
 use crate::signals;
 use crate::topology::{Dual, POD_PORT, nth};
@@ -44,6 +44,17 @@ pub(super) fn check(
     longest: Duration,
     findings: &mut Findings,
 ) -> Result<()> {
+    check_streams(clusters, pending, longest, findings).map(drop)
+}
+
+/// The same; returns each stream and its name.
+fn check_streams(
+    clusters: &Clusters,
+    pending: Pending,
+    longest: Duration,
+    findings: &mut Findings,
+) -> Result<Vec<(String, StreamOutcome)>> {
+    let mut streams = Vec::new();
     for outcome in pending.finish()? {
         findings.expect(&outcome.id, None, outcome.error);
         let stream = outcome.stream.unwrap_or_default();
@@ -54,8 +65,9 @@ pub(super) fn check(
         findings.require(u128::from(stream.longest_gap_ms) <= longest.as_millis(), || {
             format!("{}: no gap over {} ms expected, saw {stream:?}", outcome.id, longest.as_millis())
         });
+        streams.push((outcome.id, stream));
     }
-    Ok(())
+    Ok(streams)
 }
 
 pub(super) fn on<'a>(probes: &'a Probes, node: &str) -> Result<&'a ProbePod> {
@@ -134,18 +146,9 @@ fn dense(
 
 /// All of it came back, once, and nothing stood still.
 fn check_whole(clusters: &Clusters, pending: Pending, findings: &mut Findings) -> Result<()> {
-    for outcome in pending.finish()? {
-        findings.expect(&outcome.id, None, outcome.error);
-        let stream = outcome.stream.unwrap_or_default();
-        clusters.site.screen.line(&format!(
-            "  {}: {} of {} answered, longest gap {} ms",
-            outcome.id, stream.received, stream.sent, stream.longest_gap_ms
-        ));
+    for (id, stream) in check_streams(clusters, pending, STALL, findings)? {
         let whole = stream.received == stream.sent && stream.duplicated == 0 && stream.sent > 100;
-        findings.require(whole, || format!("{}: not all came back: {stream:?}", outcome.id));
-        findings.require(u128::from(stream.longest_gap_ms) <= STALL.as_millis(), || {
-            format!("{}: no gap over {} ms expected, saw {stream:?}", outcome.id, STALL.as_millis())
-        });
+        findings.require(whole, || format!("{id}: not all came back: {stream:?}"));
     }
     Ok(())
 }
