@@ -10,8 +10,9 @@ use crate::screen::Screen;
 use crate::signals;
 use crate::world::{self, World};
 
-/// By when all gateways must be known to be dead.
-const KNOWN: Duration = Duration::from_secs(5);
+/// By when all gateways must be known to be dead: a tunnel that happens to carry none of the flows is asked once in
+/// 5 s, and counts as dead 2 s after that.
+const KNOWN: Duration = Duration::from_secs(10);
 
 /// How soon after the return of the first gateway traffic must pass again.
 const BACK: Duration = Duration::from_millis(1200);
@@ -91,7 +92,7 @@ fn open(world: &mut World, findings: &mut Findings) -> Result<()> {
 const RATE: u64 = 100;
 
 fn start(world: &mut World) -> Result<Traffic> {
-    let traffic = traffic(world, (FROM, TO), (4, RATE), 0)?;
+    let traffic = traffic(world, (FROM, TO), (16, RATE), 0)?;
     until(KNOWN, "echoes", || Ok(traffic.count()? > 0))?;
     Ok(traffic)
 }
