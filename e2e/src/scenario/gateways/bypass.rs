@@ -15,7 +15,7 @@ use crate::world::{self, World};
 const KNOWN: Duration = Duration::from_secs(10);
 
 /// How soon after the return of the first gateway traffic must pass again.
-const BACK: Duration = Duration::from_millis(1200);
+const BACK: Duration = Duration::from_secs(1);
 
 /// How long nothing must leave.
 const QUIET: Duration = Duration::from_secs(1);
