@@ -257,6 +257,7 @@ fn peer(
             .then(|| u16::try_from(keepalive).unwrap_or(u16::MAX)),
         dial: record.gateway,
         weight: record.gateway_weight(),
+        relays: false,
     })
 }
 
