@@ -8,6 +8,7 @@
 //! | `transit` | prerouting raw | exempts from connection tracking what only passes through this gateway to a pod of another node: the reply takes another way, tracking would see half a connection, and kube-proxy drops what looks invalid |
 //! | `mss` | forward mangle | clamps the TCP maximum segment size to the MTU of the route to the other cluster, both ways |
 //! | `leak_forward`, `leak_output` | forward, output filter | drops what is bound for a remote CIDR and would leave in clear, by any other interface |
+//! | `redirects` | output filter | where packets go to other nodes of this cluster by the way they came in: nobody is told to send them there straight |
 //! | `source` | postrouting srcnat - 50 | keeps pods' source addresses, gives the host's traffic an address the far side can answer, and brings service traffic back |
 //!
 //! An accept in one nat chain does not keep another from masquerading; a translation of the source to itself
@@ -42,6 +43,9 @@ pub fn render(desired: &HostDesired) -> String {
     transit(&mut text, &interface);
     mss(&mut text, &interface);
     leak(&mut text, &interface, desired.fwmark);
+    if desired.pod_delivery.is_some() {
+        redirects(&mut text, &interface);
+    }
     source(&mut text, &interface, desired);
     text.push_str("}\n");
     text
@@ -128,6 +132,18 @@ fn leak(text: &mut String, interface: &str, fwmark: u32) {
     chain(text, "leak_output", "filter hook output priority filter", &output);
 }
 
+/// The kernel sends redirects for what leaves by the interface by which it came; IPv4's switch is one for all
+/// interfaces (`send_redirects` counts together with that of conf/all), and those are not podspan's.
+fn redirects(text: &mut String, interface: &str) {
+    let rules = ["icmp type redirect", "icmpv6 type nd-redirect"].map(|kind| {
+        (
+            format!("oifname {interface} {kind} drop"),
+            "packets are handed to other nodes by the way they came in",
+        )
+    });
+    chain(text, "redirects", "filter hook output priority filter", &rules);
+}
+
 fn source(text: &mut String, interface: &str, desired: &HostDesired) {
     let mut rules = Vec::new();
     for (ip, n, family) in FAMILIES {
@@ -139,6 +155,15 @@ fn source(text: &mut String, interface: &str, desired: &HostDesired) {
             ),
             "service traffic comes back through this gateway",
         ));
+        // Without a tunnel to the node the rule above does it; in front of those that keep the source.
+        if desired.pod_delivery.is_some() {
+            rules.push((
+                format!(
+                    "iifname {interface} oifname {interface} ct status dnat {ip} daddr @cluster_pods{n} masquerade"
+                ),
+                "service traffic that is handed to another node comes back through this gateway",
+            ));
+        }
         rules.push((
             format!("{ip} saddr @remote{n} {ip} daddr @cluster_pods{n} snat {ip} to {ip} saddr"),
             "from remote pods: the source stays",
@@ -175,6 +200,26 @@ mod tests {
         }
         let golden = std::fs::read_to_string(path).unwrap();
         assert_eq!(text, golden, "run with PODSPAN_BLESS=1 to accept the change");
+    }
+
+    #[test]
+    fn golden_of_a_gateway_that_hands_packets_to_other_nodes() {
+        let delivery = crate::host::PodDelivery { table: 7184, routes: vec![], mtu: 1420 };
+        let with = render(&HostDesired { pod_delivery: Some(delivery), ..desired() });
+        let without = render(&desired());
+        let more: Vec<&str> =
+            with.lines().filter(|line| !without.lines().any(|other| other == *line)).collect();
+        assert_eq!(
+            more.join("\n"),
+            r#"	chain redirects {
+		oifname "podspan0" icmp type redirect drop comment "packets are handed to other nodes by the way they came in"
+		oifname "podspan0" icmpv6 type nd-redirect drop comment "packets are handed to other nodes by the way they came in"
+		iifname "podspan0" oifname "podspan0" ct status dnat ip daddr @cluster_pods4 masquerade comment "service traffic that is handed to another node comes back through this gateway"
+		iifname "podspan0" oifname "podspan0" ct status dnat ip6 daddr @cluster_pods6 masquerade comment "service traffic that is handed to another node comes back through this gateway""#
+        );
+        let at = |rule: &str| with.find(rule).unwrap_or_else(|| panic!("{rule}: {with}"));
+        assert!(at("ct status dnat ip daddr @cluster_pods4") < at("ip saddr @remote4"));
+        assert!(at("ct status dnat ip6 daddr @cluster_pods6") < at("ip6 saddr @remote6"));
     }
 
     #[test]

@@ -307,7 +307,11 @@ mod tests {
             // Nobody to answer by.
             ("10.3.0.1", false, false),
         ] {
-            assert_eq!((may(address, gateway), may(address, ordinary)), (from_gateway, from_ordinary), "{address}");
+            assert_eq!(
+                (may(address, gateway), may(address, ordinary)),
+                (from_gateway, from_ordinary),
+                "{address}"
+            );
         }
     }
 
