@@ -241,7 +241,7 @@ impl Config {
             Some(section) => Self::tunnel(r, section),
             None => Tunnel::default(),
         };
-        if delivery.has_tunnels() && matches!(tunnel.delivery_table(), 0 | 253..=255) {
+        if delivery.has_tunnels() && matches!(tunnel.delivery_table(), 0 | 253) {
             let message = format!(
                 "delivery through tunnels uses the table after tunnel.table ({}) as well, which is the kernel's own: \
                  use another number there",
