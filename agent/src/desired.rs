@@ -139,12 +139,9 @@ pub fn desired(inputs: &Inputs<'_>) -> DesiredState {
             inputs.underlay_mtu
         ));
     }
-    let path_mtu = |cluster: &ClusterId| {
-        inputs.paths.get(cluster).unwrap_or_else(|| assumed_mtu(inputs.underlay_mtu)).min(mtu)
-    };
     let mut route_mtus = BTreeMap::new();
     for (cluster, nodes) in &clusters {
-        let path = path_mtu(cluster);
+        let path = inputs.paths.get(cluster).unwrap_or_else(|| assumed_mtu(inputs.underlay_mtu)).min(mtu);
         let cidrs =
             nodes.iter().flat_map(|node| node.verified.grant().cidrs().iter().copied().collect::<Vec<_>>());
         route_mtus.extend(cidrs.map(|cidr| (cidr, path)));
@@ -179,11 +176,8 @@ pub fn desired(inputs: &Inputs<'_>) -> DesiredState {
         cluster_pod_cidrs: inputs.grant.pod_cidrs.clone(),
         cluster_service_cidrs: inputs.grant.service_cidrs.clone(),
         underlay: inputs.underlay.to_vec(),
-        pod_delivery: (inputs.delivery.has_tunnels() && inputs.facts.gateway).then(|| PodDelivery {
-            table: inputs.tunnel.delivery_table(),
-            routes: inside.delivered,
-            mtu: path_mtu(&inputs.grant.cluster),
-        }),
+        pod_delivery: (inputs.delivery.has_tunnels() && inputs.facts.gateway)
+            .then(|| PodDelivery { table: inputs.tunnel.delivery_table(), routes: inside.delivered }),
     };
     DesiredState { table, host, pods: PodRoutes { cidrs: remote, mtu: pods_mtu }, problems }
 }
@@ -478,7 +472,7 @@ mod tests {
         // Who publishes no address dials.
         assert_eq!(own(&state), [("node-2", true, true), ("node-3", true, false), ("node-4", false, false)]);
         let delivery = state.host.pod_delivery.as_ref().unwrap();
-        assert_eq!((delivery.table, delivery.mtu), (7184, 1420));
+        assert_eq!(delivery.table, 7184);
         assert_eq!(
             texts(&delivery.routes),
             [

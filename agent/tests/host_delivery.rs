@@ -16,7 +16,7 @@ const HEALED_WITHIN: Duration = Duration::from_secs(2);
 
 fn handing() -> HostDesired {
     let routes = ["10.1.2.0/24", "fd00:1:2::/64"].map(|cidr| cidr.parse().unwrap()).into();
-    HostDesired { pod_delivery: Some(PodDelivery { table: 7184, routes, mtu: 1380 }), ..desired() }
+    HostDesired { pod_delivery: Some(PodDelivery { table: 7184, routes }), ..desired() }
 }
 
 fn standing(node: &Netns) -> String {
@@ -54,8 +54,8 @@ fn only_what_came_out_of_a_tunnel_goes_into_one_to_another_node() {
         set_whole(&host, handing()).await;
         let stands = standing(&node);
         for expected in [
-            "10.1.2.0/24 dev podspan0 proto 112 scope link linkdown mtu 1380",
-            "fd00:1:2::/64 dev podspan0 proto 112 metric 1024 linkdown mtu 1380",
+            "10.1.2.0/24 dev podspan0 proto 112 scope link linkdown",
+            "fd00:1:2::/64 dev podspan0 proto 112 metric 1024 linkdown",
             "5183:\tfrom all iif podspan0 lookup 7184 proto 112",
             "5183:\tnot from all fwmark 0x7073 lookup 7183 proto 112",
         ] {
@@ -80,7 +80,7 @@ fn only_what_came_out_of_a_tunnel_goes_into_one_to_another_node() {
         for (line, things) in [
             ("ip route flush table 7184", 1),
             ("ip -6 route del fd00:1:2::/64 table 7184", 1),
-            ("ip route replace 10.1.2.0/24 dev podspan0 table 7184 proto 112 scope link", 1),
+            ("ip route replace 10.1.2.0/24 dev podspan0 table 7184 proto 112 scope link mtu 1300", 1),
             ("ip rule del iif podspan0 lookup 7184", 1),
             ("ip -6 rule del iif podspan0 lookup 7184", 1),
             ("nft delete chain inet podspan redirects", 1),

@@ -49,10 +49,9 @@ pub struct HostDesired {
 pub struct PodDelivery {
     /// The routing table that only such packets look up.
     pub table: u32,
-    /// The pod CIDRs of the other nodes.
+    /// The pod CIDRs of the other nodes. These routes have no MTU: what a path takes, the data plane says, whose
+    /// messages suit translated connections too.
     pub routes: Vec<Cidr>,
-    /// What the paths inside the cluster take, bytes.
-    pub mtu: u32,
 }
 
 impl HostDesired {

@@ -336,14 +336,14 @@ fn wanted_routes<'a>(
         mtu: desired.route_mtu(destination),
         metric: None,
     });
-    // Only what is forwarded takes these: a source is nothing to prefer.
+    // Only what is forwarded takes these: there is no source to prefer.
     let inside = desired.pod_delivery.iter().flat_map(move |delivery| {
         delivered.iter().map(move |destination| Route {
             table: delivery.table,
             destination: *destination,
             interface: None,
             source: None,
-            mtu: Some(delivery.mtu.min(desired.mtu)),
+            mtu: None,
             metric: None,
         })
     });

@@ -313,10 +313,8 @@ fn an_interface_name_that_nft_would_misread_is_refused() {
 /// Node 1 as a gateway that hands packets to two others, and a host on which that stands too.
 fn handing() -> (HostDesired, Observed) {
     let routes = ["10.1.2.0/24", "10.1.3.0/24", "fd00:1:3::/64"].map(|cidr| cidr.parse().unwrap()).to_vec();
-    let desired = HostDesired {
-        pod_delivery: Some(PodDelivery { table: 7184, routes: routes.clone(), mtu: 1380 }),
-        ..desired()
-    };
+    let desired =
+        HostDesired { pod_delivery: Some(PodDelivery { table: 7184, routes: routes.clone() }), ..desired() };
     let mut observed = standing();
     observed.routes.extend(routes.iter().map(|cidr| ObservedRoute {
         table: 7184,
@@ -324,7 +322,7 @@ fn handing() -> (HostDesired, Observed) {
         protocol: PROTOCOL,
         interface: Some(INDEX),
         source: None,
-        mtu: Some(1380),
+        mtu: None,
         metric: if cidr.is_ipv6() { 1024 } else { 0 },
         plain: true,
     }));
@@ -381,10 +379,10 @@ fn what_is_wrong_in_the_table_of_other_nodes_is_put_right_and_what_is_foreign_st
     let (desired, mut observed) = handing();
     let known = BTreeSet::from([7183]);
     let last = observed.rules.len() - 1;
-    // Another program has made the rule an inverted one; a route has lost its MTU, and one is not podspan's.
+    // Another program has made the rule an inverted one; a route has an MTU, and one is not podspan's.
     observed.rules[last].plain = false;
     let first = observed.routes.iter().position(|route| route.table == 7184).unwrap();
-    observed.routes[first].mtu = None;
+    observed.routes[first].mtu = Some(1300);
     observed.routes[first + 1].protocol = 4;
     observed.routes.push(ObservedRoute {
         table: 7184,
