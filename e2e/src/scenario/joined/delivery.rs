@@ -38,6 +38,9 @@ const CHECK: &str = "inet source-check";
 const FOUND: Duration = Duration::from_secs(10);
 const BACK: Duration = Duration::from_secs(25);
 
+/// How soon senders are told that a node's agent is dead.
+const TOLD: Duration = Duration::from_secs(6);
+
 pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
     vec![Scenario {
         setting,
@@ -94,6 +97,7 @@ fn all(world: &mut World, findings: &mut Findings) -> Result<()> {
         findings.expect(&format!("{gateway}: the ways to the other nodes"), expected, seen);
     }
     everything_arrives(world, "tunnel", findings)?;
+    let told = without_its_agent(world, findings)?;
 
     check_sources(world, false)?;
     restart_with(world, Some("auto"))?;
@@ -111,9 +115,12 @@ fn all(world: &mut World, findings: &mut Findings) -> Result<()> {
     everything_arrives(world, "auto, natively again", findings)?;
     let seconds = [native, tunnel, back].map(|time| format!("{:.1} s", time.as_secs_f64()));
     Screen::new(false).raw(&format!(
-        "           auto: native {} after the start; the network drops: tunnel after {}; it does not any more: native \
+        "           told that the node is unreachable after {:.1} s; auto: native {} after the start; the network drops: tunnel after {}; it does not any more: native \
          after {}",
-        seconds[0], seconds[1], seconds[2]
+        told.as_secs_f64(),
+        seconds[0],
+        seconds[1],
+        seconds[2]
     ));
     Ok(())
 }
@@ -172,9 +179,11 @@ fn restart_with(world: &mut World, delivery: Option<&str>) -> Result<()> {
         world.start_agent(&node.name)?;
     }
     world.wait_until_all_tunnels_stand()?;
-    if delivery.is_none() {
-        return Ok(());
-    }
+    if delivery.is_none() { Ok(()) } else { wait_for_tunnels(world) }
+}
+
+/// Waits until all tunnels inside alpha stand.
+fn wait_for_tunnels(world: &World) -> Result<()> {
     let begun = Instant::now();
     loop {
         let mut missing = Vec::new();
@@ -194,6 +203,34 @@ fn restart_with(world: &mut World, delivery: Option<&str>) -> Result<()> {
         }
         signals::sleep(Duration::from_millis(100))?;
     }
+}
+
+/// With the agent of the ordinary node dead, whoever sends to its pods is told so. Tells how soon.
+fn without_its_agent(world: &mut World, findings: &mut Findings) -> Result<Duration> {
+    let agent = world.daemon(&world::agent_name(NODE))?;
+    agent.signal(Signal::SIGKILL)?;
+    agent.wait(Duration::from_secs(5))?;
+    let begun = Instant::now();
+    let netns = world.topology.find(FROM[0]).context("the pod")?;
+    for family in Family::BOTH {
+        let target = SocketAddr::new(world.pod_address(POD, family)?, POD_PORT);
+        let told = loop {
+            let job = Job::new("told", target, Task::Tcp { bytes: 100 }).timeout(Duration::from_millis(500));
+            let error = probe::ask(&netns, &[job])?.remove(0).error.unwrap_or_default();
+            if error.contains("No route to host") {
+                break true;
+            }
+            if begun.elapsed() > TOLD {
+                bail!("{family}: after {} s not told that {POD} is unreachable: {error}", TOLD.as_secs());
+            }
+        };
+        findings.require(told, || format!("{family}: told that {POD} is unreachable"));
+    }
+    let told = begun.elapsed();
+    world.start_agent(NODE)?;
+    world.wait_until_all_tunnels_stand()?;
+    wait_for_tunnels(world)?;
+    Ok(told)
 }
 
 /// How a gateway hands packets to the other nodes.
