@@ -612,6 +612,7 @@ impl Controller {
     /// Takes over which nodes of the cluster were found to need a tunnel.
     fn look_at_deliveries(&mut self) {
         if self.config.delivery != Delivery::Auto || !self.facts.gateway {
+            self.deliveries = Deliveries::default();
             return;
         }
         self.deliveries = self.prober.deliveries();

@@ -550,7 +550,8 @@ impl Membership {
             heard = before.iter().map(|(broker, lease)| (*broker, *lease)).chain(heard).collect();
         }
         let room = self.waiting.len() < MAX_WAITING || self.waiting.contains_key(&id);
-        if id.cluster != self.own.cluster && room && !later {
+        let matters = id.cluster != self.own.cluster || (self.needs_siblings && id != self.own);
+        if matters && room && !later {
             self.waiting.insert(id, (verified, heard));
         }
     }

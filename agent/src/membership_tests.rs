@@ -444,6 +444,13 @@ fn nodes_of_the_own_cluster_outlive_a_restart_where_tunnels_are_held_with_them()
         assert_eq!((again.siblings().len(), again.nodes().len()), (usize::from(needed), 1));
         assert_eq!(again.refusals().total(), 0);
 
+        // This node's clock is ahead for a while.
+        let mut hasty = begin(Known::default(), needed);
+        hasty.handle(0, alpha.entry(&alpha.record(2, true, 1)), NOW.after(Duration::from_secs(5 * 86_400)));
+        assert!(hasty.siblings().is_empty());
+        assert_eq!(hasty.reconsider(NOW).nodes, needed);
+        assert_eq!(hasty.siblings().len(), usize::from(needed));
+
         let late = NOW.after(Duration::from_secs(30 * 86_400));
         let mut forgetful = begin(m.known(), needed);
         assert!(forgetful.forget(late, |_| false).nodes);

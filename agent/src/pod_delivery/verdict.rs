@@ -11,7 +11,8 @@
 //! ```
 //!
 //! What is not known is native. One that comes and goes does so ever more seldom: each time that it is found to need
-//! the tunnel again more answers are asked for, until [`FORGIVEN`] has passed.
+//! the tunnel again more answers are asked for, until ten minutes have
+//! passed without a question unanswered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -89,6 +90,8 @@ pub struct Verdicts {
     remembered: BTreeSet<NodeId>,
     /// Whose question a nonce is.
     nonces: BTreeMap<u64, NodeId>,
+    /// Whether what is found has changed since it was last asked for.
+    changed: bool,
 }
 
 #[derive(Debug)]
@@ -127,12 +130,20 @@ impl Verdicts {
     /// Takes in which nodes there are to be asked, and whether the tunnels to them work.
     pub fn follow(&mut self, now: Instant, nodes: &[(&NodeId, bool)]) {
         let kept: BTreeSet<&NodeId> = nodes.iter().map(|(id, _)| *id).collect();
+        let before = self.nodes.len();
         self.nodes.retain(|id, _| kept.contains(id));
+        self.changed |= self.nodes.len() != before;
         self.nonces.retain(|_, id| kept.contains(id));
         for &(id, usable) in nodes {
             let remembered = &mut self.remembered;
-            let node = self.nodes.entry(id.clone()).or_insert_with(|| Node::new(now, remembered.remove(id)));
+            let changed = &mut self.changed;
+            let node = self.nodes.entry(id.clone()).or_insert_with(|| {
+                *changed = true;
+                Node::new(now, remembered.remove(id))
+            });
+            let before = node.found;
             node.set_usable(now, usable);
+            self.changed |= node.found != before;
         }
     }
 
@@ -157,6 +168,7 @@ impl Verdicts {
         node.question = Some(Question { at: now, missing: nonces });
         if node.found.why == Why::Unasked {
             node.found.why = Why::Asking;
+            self.changed = true;
         }
     }
 
@@ -167,7 +179,9 @@ impl Verdicts {
         question.missing.retain(|missing| *missing != nonce);
         if question.missing.is_empty() {
             node.question = None;
+            let before = node.found;
             node.has_answered(now);
+            self.changed |= node.found != before;
         }
     }
 
@@ -178,9 +192,16 @@ impl Verdicts {
                 for nonce in question.missing {
                     self.nonces.remove(&nonce);
                 }
+                let before = node.found;
                 node.was_silent(now);
+                self.changed |= node.found != before;
             }
         }
+    }
+
+    /// What is found of each node, if it has changed since it was last asked for.
+    pub fn news(&mut self) -> Option<BTreeMap<NodeId, Found>> {
+        std::mem::take(&mut self.changed).then(|| self.found())
     }
 
     /// What is found of each node.
@@ -308,6 +329,8 @@ mod tests {
                     self.asked += 1;
                 }
                 let after = self.verdicts.found()[&n];
+                let told = self.verdicts.news().map(|found| found[&n]);
+                assert_eq!(told, (tick == 0 && self.asked <= 1 || before != after).then_some(after));
                 if before != after {
                     news.push(((self.now - begun).as_secs(), after.tunnel, after.why));
                 }

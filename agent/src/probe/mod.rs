@@ -316,13 +316,14 @@ impl Asking {
         self.tell();
     }
 
-    fn tell(&self) {
-        self.told.send_if_modified(|told| {
-            let now = Deliveries { found: self.verdicts.found(), problem: self.problem.clone() };
-            let changed = *told != now;
-            *told = now;
-            changed
-        });
+    fn tell(&mut self) {
+        let news = self.verdicts.news();
+        if news.is_some() || self.told.borrow().problem != self.problem {
+            self.told.send_modify(|told| {
+                told.found = news.unwrap_or_else(|| std::mem::take(&mut told.found));
+                told.problem.clone_from(&self.problem);
+            });
+        }
     }
 }
 
