@@ -106,3 +106,93 @@ pub fn problems(status: &DeliveryStatus) -> Vec<String> {
         status.nodes.len()
     )]
 }
+
+#[cfg(test)]
+mod tests {
+    use podspan_dataplane::LaneStatus;
+
+    use super::*;
+    use crate::membership::tests::{NOW, cluster, membership_of_alpha};
+    use crate::pod_delivery::verdict::Why;
+
+    fn peer(id: &str, established: &[bool], liveness: Liveness) -> PeerStatus {
+        let lane = |&established: &bool| LaneStatus { established, liveness, ..LaneStatus::default() };
+        PeerStatus { id: id.parse().unwrap(), lanes: established.iter().map(lane).collect() }
+    }
+
+    /// alpha with the gateway node-2 and the ordinary nodes 3 and 4, seen from node-1.
+    fn seen(mode: Delivery, gateway: bool, age: u64) -> Option<DeliveryStatus> {
+        let alpha = cluster("alpha", 1);
+        let mut membership = membership_of_alpha();
+        for (node, gateway) in [(2, true), (3, false), (4, false)] {
+            membership.handle(0, alpha.entry(&alpha.record(node, gateway, 1)), NOW);
+        }
+        let found = [
+            ("alpha/node-2", Found { tunnel: false, why: Why::Answers }),
+            ("alpha/node-3", Found { tunnel: true, why: Why::Silent }),
+        ];
+        report(Parts {
+            mode,
+            gateway,
+            siblings: membership.siblings(),
+            found: &found.map(|(id, found)| (id.parse().unwrap(), found)).into(),
+            peers: &[
+                peer("alpha/node-2", &[true, true], Liveness::Healthy),
+                peer("alpha/node-3", &[true, false], Liveness::Suspect),
+                peer("alpha/node-4", &[false], Liveness::Unproven),
+                peer("beta/node-1", &[false], Liveness::Dead),
+            ],
+            now: NOW.after(Duration::from_secs(age)),
+        })
+    }
+
+    fn short(status: &DeliveryStatus) -> Vec<(&str, Option<&str>, Reachability)> {
+        status.nodes.iter().map(|node| (node.node.as_str(), node.by.as_deref(), node.state)).collect()
+    }
+
+    #[test]
+    fn each_node_by_the_way_that_it_is_handed_packets() {
+        use Reachability::{Connecting, Degraded, Down, Up};
+        assert_eq!(seen(Delivery::Native, true, 60), None);
+        let auto = seen(Delivery::Auto, true, 60).unwrap();
+        assert_eq!(
+            short(&auto),
+            [
+                ("node-2", Some("native"), Up),
+                ("node-3", Some("tunnel"), Degraded),
+                ("node-4", Some("native"), Down)
+            ]
+        );
+        assert_eq!((auto.count("native"), auto.count("tunnel")), (2, 1));
+        assert!(auto.nodes[1].why.contains("do not reach it") && auto.nodes[2].why.contains("not asked"));
+        assert_eq!(problems(&auto), Vec::<String>::new(), "nobody misses the tunnel to node-4");
+        let tunnel = seen(Delivery::Tunnel, true, 60).unwrap();
+        assert_eq!((tunnel.count("native"), tunnel.count("tunnel")), (0, 3));
+        let problem = problems(&tunnel).remove(0);
+        assert!(problem.contains("no tunnel to 1 of 3 nodes of this cluster (node-4)"), "{problem}");
+        let young = seen(Delivery::Tunnel, true, 5).unwrap();
+        assert_eq!((young.nodes[2].state, problems(&young)), (Connecting, vec![]));
+        // Another node only takes.
+        let ordinary = seen(Delivery::Tunnel, false, 60).unwrap();
+        assert_eq!(short(&ordinary), [("node-2", None, Up)]);
+    }
+
+    #[test]
+    fn a_tunnel_is_relied_on_if_all_of_its_lanes_work() {
+        for (established, liveness, usable) in [
+            (&[true, true][..], Liveness::Healthy, true),
+            (&[true], Liveness::Unproven, true),
+            (&[true], Liveness::HeldDown, true),
+            (&[true, false], Liveness::Healthy, false),
+            (&[true], Liveness::Suspect, false),
+            (&[true], Liveness::Dead, false),
+            (&[], Liveness::Healthy, false),
+        ] {
+            assert_eq!(
+                is_usable(&peer("alpha/x", established, liveness)),
+                usable,
+                "{established:?} {liveness:?}"
+            );
+        }
+    }
+}
