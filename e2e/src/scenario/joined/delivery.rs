@@ -63,7 +63,7 @@ fn delivery(world: &mut World) -> Result<()> {
         let left = before.differences(&Snapshot::of(&world.node(&name)?.netns(), &[])?);
         findings.require(left.is_empty(), || format!("{name}: left behind: {}", left.join("; ")));
     }
-    findings.conclude(2 * (4 + 30) + 12)
+    findings.conclude(2 * (4 + 30) + 20)
 }
 
 fn snapshots(world: &World) -> Result<BTreeMap<String, Snapshot>> {
@@ -97,6 +97,7 @@ fn all(world: &mut World, findings: &mut Findings) -> Result<()> {
         findings.expect(&format!("{gateway}: the ways to the other nodes"), expected, seen);
     }
     everything_arrives(world, "tunnel", findings)?;
+    followed(world, findings)?;
     let told = without_its_agent(world, findings)?;
 
     check_sources(world, false)?;
@@ -110,6 +111,7 @@ fn all(world: &mut World, findings: &mut Findings) -> Result<()> {
     findings
         .require(tunnel <= FOUND, || format!("found after {} s that the network drops", tunnel.as_secs()));
     everything_arrives(world, "auto, through tunnels", findings)?;
+    remembered(world, findings)?;
     check_sources(world, false)?;
     let back = wait_for(world, "native", BACK)?;
     everything_arrives(world, "auto, natively again", findings)?;
@@ -203,6 +205,59 @@ fn wait_for_tunnels(world: &World) -> Result<()> {
         }
         signals::sleep(Duration::from_millis(100))?;
     }
+}
+
+/// Other agents take over from those of a gateway and of the ordinary node: the tunnel between them goes on.
+fn followed(world: &mut World, findings: &mut Findings) -> Result<()> {
+    let netns = world.topology.find(FROM[0]).context("the pod")?;
+    let mut jobs = Vec::new();
+    for family in Family::BOTH {
+        let target = SocketAddr::new(world.pod_address(POD, family)?, POD_PORT);
+        for task in [
+            Task::TcpStream { millis: 6000, interval_ms: 10 },
+            Task::UdpStream { millis: 6000, interval_ms: 10 },
+        ] {
+            jobs.push(Job::new(format!("{family} {task:?}"), target, task).timeout(Duration::from_secs(10)));
+        }
+    }
+    let streams = probe::start(&netns, jobs);
+    signals::sleep(Duration::from_millis(500))?;
+    for node in [GATEWAYS[0], GATEWAYS[1], NODE] {
+        let before = world.daemon(&world::agent_name(node))?;
+        world.start_agent(node)?;
+        before
+            .wait(Duration::from_secs(10))
+            .with_context(|| format!("{node}: the agent before does not end"))?;
+    }
+    for outcome in streams.finish()? {
+        let stream = outcome.stream.clone().unwrap_or_default();
+        findings.require(outcome.ok() && stream.lost_in_a_row == 0 && stream.received > 100, || {
+            format!("agents that follow each other: {}: {:?}, {stream:?}", outcome.id, outcome.error)
+        });
+    }
+    world.wait_until_all_tunnels_stand()?;
+    wait_for_tunnels(world)
+}
+
+/// An agent that starts anew knows who needs a tunnel.
+fn remembered(world: &mut World, findings: &mut Findings) -> Result<()> {
+    let agent = world.daemon(&world::agent_name(GATEWAYS[0]))?;
+    agent.signal(Signal::SIGKILL)?;
+    agent.wait(Duration::from_secs(5))?;
+    world.start_agent(GATEWAYS[0])?;
+    let netns = world.node(GATEWAYS[0])?.netns();
+    let prefix = world.node(NODE)?.pod_cidr.v4.to_string();
+    let table = (world.agent_status(world.node(NODE)?)?.kernel.table + 1).to_string();
+    let begun = Instant::now();
+    let mut missing = 0;
+    while begun.elapsed() < Duration::from_secs(4) {
+        let shown = Cmd::new("ip").args(["-4", "route", "show", "table", &table]).within(&netns).run()?;
+        missing += u32::from(!shown.stdout_text().contains(&prefix));
+        signals::sleep(Duration::from_millis(50))?;
+    }
+    findings.expect("a gateway's agent starts anew: looks without the route to the other node", 0, missing);
+    world.wait_until_all_tunnels_stand()?;
+    wait_for_tunnels(world)
 }
 
 /// With the agent of the ordinary node dead, whoever sends to its pods is told so. Tells how soon.
