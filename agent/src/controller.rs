@@ -42,6 +42,9 @@ use crate::underlay::Underlay;
 
 /// How often counters and clocks are looked at.
 const TICK: Duration = Duration::from_secs(1);
+/// How often it looks for gateways that answer again while a cluster is left to the underlay: what goes there is in
+/// clear.
+const BYPASS_TICK: Duration = Duration::from_millis(100);
 /// How often what peers' endpoints are is written down, if it changed.
 const ENDPOINTS_EVERY: Duration = Duration::from_secs(5);
 /// How often old records are forgotten and the keys' last use is noted.
@@ -270,6 +273,8 @@ impl Controller {
     pub async fn run<T>(mut self, mut inbox: Inbox, stop: impl Future<Output = T>) -> (T, Host) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut bypass_ticks = interval(BYPASS_TICK);
+        bypass_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut broker, mut facts, mut published) = (true, true, true);
         tokio::pin!(stop);
         let said = loop {
@@ -313,6 +318,7 @@ impl Controller {
                 Some(gone) = self.repaired.recv() => self.attachments.forget(&gone),
                 Some(_) = self.disk.next() => self.flush(false),
                 _ = ticks.tick() => self.tick().await,
+                _ = bypass_ticks.tick(), if !self.bypass.clusters().is_empty() => self.look_at_bypass(),
             }
         };
         self.write_endpoints();
@@ -592,9 +598,8 @@ impl Controller {
     /// Has the gateways probed through that carry packets, and tells what has become of them.
     fn look_at_gateways(&mut self, peers: &[PeerStatus]) {
         self.liveness.look(&self.grant.cluster, peers);
+        self.look_for_answers(peers);
         let nodes = self.membership.nodes();
-        let is_gateway = |id: &NodeId| nodes.get(id).is_some_and(|node| node.verified.record().gateway);
-        self.unapplied |= self.bypass.look(&self.config.policy, self.begun_at.elapsed(), peers, is_gateway);
         let id = NodeId { cluster: self.grant.cluster.clone(), node: self.facts.node.clone() };
         let members = probe::members(nodes.values().map(|node| &node.verified.record().pod_cidrs));
         let own = self.facts.host_addresses();
@@ -635,6 +640,18 @@ impl Controller {
             self.delivery_unwritten = false;
             self.disk.write(Job::Delivery(self.by_tunnel.clone()));
         }
+    }
+
+    fn look_for_answers(&mut self, peers: &[PeerStatus]) {
+        let nodes = self.membership.nodes();
+        let is_gateway = |id: &NodeId| nodes.get(id).is_some_and(|node| node.verified.record().gateway);
+        self.unapplied |= self.bypass.look(&self.config.policy, self.begun_at.elapsed(), peers, is_gateway);
+    }
+
+    /// Takes the routes back from the underlay as soon as a gateway answers.
+    fn look_at_bypass(&mut self) {
+        self.look_for_answers(&self.dataplane.status().peers);
+        self.flush(false);
     }
 
     async fn housekeep(&mut self) {

@@ -11,7 +11,7 @@ use crate::requirements;
 use crate::rules::{Backend, Variant};
 use crate::screen::Screen;
 use crate::state::{Lock, Record};
-use crate::topology::Topology;
+use crate::topology::{Shape, Topology};
 use crate::world::{self, World};
 
 /// Which variant of the clusters' own rules a world has.
@@ -53,7 +53,7 @@ pub(crate) fn up(up: &Up) -> Result<ExitCode> {
     let screen = Screen::new(false);
     requirements::ensure(&screen)?;
     let programs = if up.bare { None } else { Some(build::programs(&screen)?) };
-    let mut world = World::create(up.variant.variant(), screen)?;
+    let mut world = World::create(Shape::Standard, up.variant.variant(), screen)?;
     world.start_all(programs.as_ref())?;
     world.stay()?;
     screen.line("the lab is up; look at it with `cargo lab status`, end it with `cargo lab down`");
@@ -94,14 +94,15 @@ fn with_lock() -> Result<Option<(Lock, Record)>> {
 
 pub(crate) fn exec(exec: &Exec) -> Result<ExitCode> {
     requirements::ensure_root()?;
-    let topology = Topology::standard();
+    let record = Record::load()?;
+    let topology = Topology::of(record.as_ref().map(|record| record.shape).unwrap_or_default());
     let Some(netns) = topology.find(&exec.place) else {
         bail!("there is no {:?} in the lab; there are: {}", exec.place, topology.places().join(" "));
     };
-    if Record::load()?.is_none() {
+    if record.is_none() {
         bail!("there is no lab; make one with `cargo lab up`");
     }
-    if Record::load()?.is_some_and(|record| record.kube.is_some()) {
+    if record.is_some_and(|record| record.kube.is_some()) {
         bail!("clusters of real Kubernetes are up: `cargo lab kube exec NODE -- COMMAND`");
     }
     let (program, args) = exec.command.split_first().context("no command was given")?;

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::Cmd;
 use crate::process::ProcessId;
 use crate::rules::{Backend, Variant};
-use crate::topology::Dual;
+use crate::topology::{Dual, Shape};
 
 /// The lab's directory.
 pub(crate) const ROOT: &str = "/run/podspan-lab";
@@ -60,6 +60,8 @@ pub(crate) struct Record {
     /// When it was begun, seconds since 1970.
     pub(crate) begun: u64,
     pub(crate) variant: Variant,
+    #[serde(default)]
+    pub(crate) shape: Shape,
     /// Whether podspan runs in it.
     pub(crate) podspan: bool,
     /// Names of the namespaces, in the order in which they were made.
@@ -114,6 +116,7 @@ impl Record {
             stage: Stage::Working,
             begun,
             variant,
+            shape: Shape::default(),
             podspan: false,
             namespaces: Vec::new(),
             daemons: Vec::new(),

@@ -28,7 +28,7 @@ pub(crate) fn status() -> Result<ExitCode> {
     };
     let podspan = if record.podspan { "yes" } else { "no" };
     screen.raw(&format!("lab: {stage}; rules: {}; podspan: {podspan}", record.variant));
-    let topology = Topology::standard();
+    let topology = Topology::of(record.shape);
     for cloud in &topology.clouds {
         show_cloud(cloud, &record, &screen);
     }

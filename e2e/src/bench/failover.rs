@@ -15,6 +15,7 @@ use crate::commands::VariantArgs;
 use crate::requirements;
 use crate::scenario::failover::{ALL, Strike, Trial, run_trials};
 use crate::screen::Screen;
+use crate::topology::Shape;
 use crate::world::World;
 
 #[derive(Debug, Args)]
@@ -121,7 +122,7 @@ pub(super) fn run(args: &FailoverArgs) -> Result<ExitCode> {
     }
     requirements::ensure(&screen)?;
     let programs = build::programs(&screen)?;
-    let mut world = World::create(args.variant.variant(), screen)?;
+    let mut world = World::create(Shape::Standard, args.variant.variant(), screen)?;
     world.start_all(Some(&programs))?;
     let mut all: Vec<(Strike, Vec<Trial>)> = Vec::new();
     for strike in wanted {

@@ -4,7 +4,7 @@
 //! contenders take turns, round after round, so that what else the machine does meets all of them alike.
 
 mod contender;
-mod cpu;
+pub(crate) mod cpu;
 mod crypto;
 mod failover;
 mod figure;

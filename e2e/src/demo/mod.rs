@@ -16,7 +16,7 @@ use crate::matrix::Matrix;
 use crate::probe::{self, Job, Task};
 use crate::requirements;
 use crate::screen::Screen;
-use crate::topology::{Family, POD_PORT};
+use crate::topology::{Family, POD_PORT, Shape};
 use crate::world::{self, World};
 
 #[derive(Debug, Args)]
@@ -100,7 +100,7 @@ pub(crate) fn demo(demo: &Demo) -> Result<ExitCode> {
     requirements::ensure(&screen)?;
     let programs = build::programs(&screen)?;
     screen.heading("Making the clouds, starting podspan, attaching pods");
-    let mut world = World::create(demo.variant.variant(), screen)?;
+    let mut world = World::create(Shape::Standard, demo.variant.variant(), screen)?;
     world.start_all(Some(&programs))?;
     let pods = show_matrix("Who reaches whom: every pod every other pod", Matrix::of_pods(&world)?, &screen);
     let own = pods.ways().iter().filter(|way| way.seen_as == Some(way.own)).count();

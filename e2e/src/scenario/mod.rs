@@ -3,6 +3,7 @@
 mod baseline;
 mod chaos;
 pub(crate) mod failover;
+mod gateways;
 mod impaired;
 mod interop;
 mod joined;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::rules::{Backend, Variant};
+use crate::topology::Shape;
 use crate::world::World;
 
 pub(crate) use chaos::{ChaosArgs, chaos};
@@ -26,6 +28,7 @@ pub(crate) use runner::{TestArgs, test};
 /// In which world a scenario plays. Those of one world run one after the other in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Setting {
+    pub(crate) shape: Shape,
     pub(crate) variant: Variant,
     /// Whether podspan joins the clusters.
     pub(crate) podspan: bool,
@@ -58,7 +61,11 @@ impl Setting {
             Backend::Nft => "nft",
         };
         let cidr = if self.variant.cluster_cidr { "" } else { "-no-cidr" };
-        format!("{kind}/{backend}{cidr}")
+        let shape = match self.shape {
+            Shape::Standard => "",
+            Shape::FiveGateways => "-five-gateways",
+        };
+        format!("{kind}{shape}/{backend}{cidr}")
     }
 }
 
@@ -69,7 +76,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     let mut all = Vec::new();
     for backend in ALL_BACKENDS {
         for cluster_cidr in [true, false] {
-            let setting = Setting { variant: Variant { backend, cluster_cidr }, podspan: false };
+            let setting = standard(backend, cluster_cidr, false);
             all.extend(baseline::scenarios(setting));
             if backend == Backend::IptablesNft && cluster_cidr {
                 all.extend(machinery::scenarios(setting));
@@ -78,7 +85,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     }
     for backend in ALL_BACKENDS {
         for cluster_cidr in [true, false] {
-            let setting = Setting { variant: Variant { backend, cluster_cidr }, podspan: true };
+            let setting = standard(backend, cluster_cidr, true);
             all.extend(joined::reach(setting));
             if backend == Backend::IptablesNft && cluster_cidr {
                 all.extend(joined::rest(setting));
@@ -87,7 +94,13 @@ pub(crate) fn all() -> Vec<Scenario> {
             }
         }
     }
+    let shape = Shape::FiveGateways;
+    all.extend(gateways::scenarios(Setting { shape, ..standard(Backend::IptablesNft, true, true) }));
     all
+}
+
+fn standard(backend: Backend, cluster_cidr: bool, podspan: bool) -> Setting {
+    Setting { shape: Shape::Standard, variant: Variant { backend, cluster_cidr }, podspan }
 }
 
 /// Collects what is not as it should be, so that one run tells all of it.

@@ -55,7 +55,7 @@ impl Place for World {
     }
 
     fn make(setting: Setting, built: &Built, screen: Screen) -> Result<Self> {
-        let mut world = Self::create(setting.variant, screen)?;
+        let mut world = Self::create(setting.shape, setting.variant, screen)?;
         let programs = built.podspan.as_ref().filter(|_| setting.podspan);
         if let Err(error) = world.start_all(programs) {
             return Err(error.context(world.diagnosis()));

@@ -93,9 +93,10 @@ fn is_lab_name(name: &str) -> bool {
     if name.starts_with(crate::kube::PREFIX) {
         return true;
     }
-    let topology = crate::topology::Topology::standard();
-    topology.fixed_namespaces().iter().any(|netns| netns.name() == name)
-        || topology.pods().any(|pod| pod.netns().name() == name)
+    crate::topology::Shape::ALL.map(crate::topology::Topology::of).iter().any(|topology| {
+        topology.fixed_namespaces().iter().any(|netns| netns.name() == name)
+            || topology.pods().any(|pod| pod.netns().name() == name)
+    })
 }
 
 /// Runs a tool in the namespace, or in the machine's own.

@@ -1,6 +1,7 @@
 //! What the lab's world consists of, as data: three clouds, their nodes and pods, and what joins them.
 //! Nothing here does IO; [`crate::world`] makes it real.
 
+mod gateways;
 mod standard;
 mod wiring;
 
@@ -76,6 +77,23 @@ impl std::fmt::Display for Family {
             Self::V6 => "IPv6",
         })
     }
+}
+
+/// Which topology a world has.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Shape {
+    /// Three clouds, as the issues describe them.
+    #[default]
+    Standard,
+    /// Two clouds, one of which has five gateways.
+    FiveGateways,
+}
+
+impl Shape {
+    pub(crate) const ALL: [Self; 2] = [Self::Standard, Self::FiveGateways];
 }
 
 /// The whole world.
@@ -175,6 +193,14 @@ pub(crate) struct Service {
 }
 
 impl Topology {
+    /// The topology of that shape.
+    pub(crate) fn of(shape: Shape) -> Self {
+        match shape {
+            Shape::Standard => Self::standard(),
+            Shape::FiveGateways => Self::five_gateways(),
+        }
+    }
+
     pub(crate) fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.clouds.iter().flat_map(|cloud| &cloud.nodes)
     }

@@ -20,15 +20,13 @@ use super::{Cloud, Dual, Host, Interface, Lan, Node, Pod, Topology, netns};
 const PODS_PER_NODE: u8 = 2;
 
 impl Topology {
-    /// The lab's only topology.
+    /// The topology of nearly all scenarios.
     pub(crate) fn standard() -> Self {
-        let alpha_net = Dual { v4: v4([192, 0, 2, 0], 24), v6: v6([0x2001, 0xdb8, 0xa, 0], 64) };
-        let beta_net = Dual { v4: v4([198, 51, 100, 0], 24), v6: v6([0x2001, 0xdb8, 0xb, 0], 64) };
         Self {
             clouds: vec![
                 // Strict reverse-path filtering: what asymmetric paths must get through.
-                public_cloud("alpha", 1, alpha_net, &[true, true, false], 1),
-                public_cloud("beta", 2, beta_net, &[true, false], 0),
+                public_cloud("alpha", 1, alpha_net(), &[true, true, false], 1),
+                public_cloud("beta", 2, beta_net(), &[true, false], 0),
                 gamma(),
             ],
             broker: host("broker", [10, 99, 0, 0], [0x2001, 0xdb8, 0x99, 0]),
@@ -37,13 +35,21 @@ impl Topology {
     }
 }
 
+pub(super) fn alpha_net() -> Dual<Cidr> {
+    Dual { v4: v4([192, 0, 2, 0], 24), v6: v6([0x2001, 0xdb8, 0xa, 0], 64) }
+}
+
+pub(super) fn beta_net() -> Dual<Cidr> {
+    Dual { v4: v4([198, 51, 100, 0], 24), v6: v6([0x2001, 0xdb8, 0xb, 0], 64) }
+}
+
 fn host(name: &'static str, net4: [u8; 4], net6: [u16; 4]) -> Host {
     let subnet = Dual { v4: v4(net4, 24), v6: v6(net6, 64) };
     Host { name, subnet, address: Dual { v4: nth(subnet.v4, 2), v6: nth(subnet.v6, 2) } }
 }
 
 /// A cloud in which every node has public addresses.
-fn public_cloud(
+pub(super) fn public_cloud(
     name: &'static str,
     number: u8,
     subnet: Dual<Cidr>,

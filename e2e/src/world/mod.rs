@@ -23,12 +23,13 @@ use crate::screen::Screen;
 use crate::signals;
 use crate::snapshot::Snapshot;
 use crate::state::{self, Lock, Record, Stage};
-use crate::topology::{Cloud, Family, Node, POD_PORT, Pod, Service, Topology, Wiring};
+use crate::topology::{Cloud, Family, Node, POD_PORT, Pod, Service, Shape, Topology, Wiring};
 
 pub(crate) use crate::state::log_path;
 pub(crate) use pods::{Chain, PodspanPlugin, attachment, node_directory};
 pub(crate) use podspan::{
     BROKER, LANES, agent_config, agent_name, bundle, offload, set_offload, write_agent_config,
+    write_agent_settings, write_facts,
 };
 pub(crate) use sysctl::{
     kubernetes_node as kubernetes_node_sysctls, plain_host as plain_sysctls, router as router_sysctls,
@@ -96,11 +97,12 @@ impl World {
     ///
     /// # Errors
     /// See [`begin`].
-    pub(crate) fn create(variant: Variant, screen: Screen) -> Result<Self> {
-        let topology = Topology::standard();
+    pub(crate) fn create(shape: Shape, variant: Variant, screen: Screen) -> Result<Self> {
+        let topology = Topology::of(shape);
         let namespaces: Vec<Netns> =
             topology.fixed_namespaces().into_iter().chain(topology.pods().map(Pod::netns)).collect();
-        let (lock, record) = begin(screen, &namespaces, |made_mount| Record::new(variant, made_mount))?;
+        let (lock, record) =
+            begin(screen, &namespaces, |made_mount| Record { shape, ..Record::new(variant, made_mount) })?;
         let mut world = Self { topology, record, programs: None, screen, lock: Some(lock), stays: false };
         for netns in &namespaces {
             netns.create()?;

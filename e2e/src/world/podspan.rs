@@ -291,30 +291,45 @@ impl World {
 
 /// The agent's two files.
 pub(crate) fn write_agent_config(node: &Node) -> Result<()> {
+    write_agent_settings(node, "")?;
+    write_facts(node, "")
+}
+
+/// The agent's settings, and what a scenario adds to them; in force when it starts the next time.
+pub(crate) fn write_agent_settings(node: &Node, more: &str) -> Result<()> {
     let directory = state::directory(pods::node_directory(node))?;
-    let quoted =
-        |texts: Vec<String>| texts.iter().map(|text| format!("{text:?}")).collect::<Vec<_>>().join(", ");
-    let agent = format!(
+    let text = format!(
         "bundle = {:?}\nstate-dir = {:?}\nsocket = {:?}\nhealth-listen = \"127.0.0.1:9840\"\n\n\
          [source]\nfile = \"node.toml\"\n\n[tunnel]\nlanes = {LANES}\n\n\
-         [offload]\ntso = {offload}\nuso = {offload}\ngso = {offload}\ngro = {offload}\n",
+         [offload]\ntso = {offload}\nuso = {offload}\ngso = {offload}\ngro = {offload}\n\n{more}",
         bundle(node.cluster),
         directory.join("state"),
         pods::socket(node),
         offload = offload(),
     );
+    replace(&directory.join("agent.toml"), &text)
+}
+
+/// The facts about the node, and what a scenario adds to them; a running agent takes them over within a second.
+pub(crate) fn write_facts(node: &Node, more: &str) -> Result<()> {
+    let quoted =
+        |texts: Vec<String>| texts.iter().map(|text| format!("{text:?}")).collect::<Vec<_>>().join(", ");
     let endpoints = quoted(node.endpoints.iter().map(ToString::to_string).collect());
-    let facts = format!(
-        "name = {:?}\ngateway = {}\nendpoints = [{endpoints}]\npod-cidrs = [{}]\n",
+    let text = format!(
+        "name = {:?}\ngateway = {}\nendpoints = [{endpoints}]\npod-cidrs = [{}]\n{more}",
         node.name,
         node.gateway,
         quoted(node.pod_cidr.both().map(|cidr| cidr.to_string()).into()),
     );
-    for (file, text) in [("agent.toml", agent), ("node.toml", facts)] {
-        let path = directory.join(file);
-        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    replace(&state::directory(pods::node_directory(node))?.join("node.toml"), &text)
+}
+
+/// Writes the file whole: somebody may read it at any time.
+fn replace(path: &Path, text: &str) -> Result<()> {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text)
+        .and_then(|()| std::fs::rename(&new, path))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Copies the plugin under the name by which conflists know it.

@@ -11,6 +11,7 @@ use crate::build;
 use crate::commands::VariantArgs;
 use crate::requirements;
 use crate::screen::Screen;
+use crate::topology::Shape;
 use crate::world::World;
 
 #[derive(Debug, Args)]
@@ -35,7 +36,7 @@ pub(crate) fn chaos(args: &ChaosArgs) -> Result<ExitCode> {
     let programs = build::programs(&screen)?;
     let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let seed = args.seed.unwrap_or_else(clock);
-    let mut world = World::create(args.variant.variant(), screen)?;
+    let mut world = World::create(Shape::Standard, args.variant.variant(), screen)?;
     world.start_all(Some(&programs))?;
     screen.line(&format!("chaos for {} minutes from seed {seed}", args.minutes));
     let run = Run { seed, time: Duration::from_secs(args.minutes * 60), only: args.storm };

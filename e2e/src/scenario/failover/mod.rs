@@ -10,6 +10,7 @@ mod field;
 mod path_mtu;
 mod strike;
 mod trials;
+mod ways;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -26,6 +27,7 @@ pub(crate) use field::sent_through;
 pub(super) use strike::forwarding;
 pub(crate) use strike::{ALL, Strike, plug};
 pub(crate) use trials::{Trial, run as run_trials};
+pub(super) use ways::{Course, Ways, uneven};
 
 /// Whether this run has the time for many trials.
 static SOAK: AtomicBool = AtomicBool::new(false);
