@@ -11,6 +11,7 @@ use podspan_wire::NodeName;
 use podspan_wire::settings::{FilePath, ListenAddress, Reader, Section, SettingsError};
 
 use crate::cni_install::CniSettings;
+use crate::pod_delivery::Delivery;
 use crate::policy::Policy;
 
 /// What happens to tunnels, routes and rules when the agent is told to stop.
@@ -98,6 +99,8 @@ pub struct Config {
     pub cni: Option<CniSettings>,
     /// The packet path.
     pub tunnel: Tunnel,
+    /// How packets get from a gateway to pods on other nodes of its cluster.
+    pub delivery: Delivery,
     /// How the gateways of other clusters are used.
     pub policy: Policy,
     /// Offloads of the kernel that are used where it has them; all, but for diagnosis.
@@ -151,6 +154,13 @@ impl Tunnel {
 
     fn lanes_for(cores: usize, gateway: bool) -> usize {
         cores.min(if gateway { GATEWAY_LANES } else { NODE_LANES })
+    }
+
+    /// The routing table, beside [`Self::table`], of what a gateway hands to other nodes of its cluster through
+    /// tunnels: the next one.
+    #[must_use]
+    pub fn delivery_table(&self) -> u32 {
+        self.table.wrapping_add(1)
     }
 
     /// What is to be said of a node that runs `now` lanes, having started in another role than it has.
@@ -218,6 +228,7 @@ impl Config {
         let on_exit = top.optional(r, "on-exit").unwrap_or(OnExit::Keep);
         let after_takeover = top.optional(r, "after-takeover").unwrap_or(AfterTakeover::End);
         let probe_socket = top.optional::<FilePath>(r, "probe-socket").map(resolve);
+        let delivery: Delivery = top.optional(r, "delivery").unwrap_or_default();
         let source = match top.section(r, "source") {
             Some(section) => Self::source(r, section, base),
             None => {
@@ -230,6 +241,14 @@ impl Config {
             Some(section) => Self::tunnel(r, section),
             None => Tunnel::default(),
         };
+        if delivery.has_tunnels() && matches!(tunnel.delivery_table(), 0 | 253) {
+            let message = format!(
+                "delivery through tunnels uses the table after tunnel.table ({}) as well, which is the kernel's own: \
+                 use another number there",
+                tunnel.table
+            );
+            r.fault(&top, "delivery", message);
+        }
         let policy = Policy::read(r, &mut top);
         let offload = match top.section(r, "offload") {
             Some(section) => Self::offload(r, section),
@@ -250,6 +269,7 @@ impl Config {
             source: source.ok_or_else(missing)?,
             cni,
             tunnel,
+            delivery,
             policy,
             offload,
         })
@@ -356,6 +376,7 @@ health-listen = "127.0.0.1:9840"
 on-exit = "keep"
 after-takeover = "wait"
 probe-socket = "probe.sock"
+delivery = "auto"
 
 [source]
 file = "node.toml"
@@ -388,6 +409,7 @@ gro = true
         assert_eq!(config.source, Source::File { path: "/etc/podspan/node.toml".into() });
         assert_eq!(config.after_takeover, AfterTakeover::Wait);
         assert_eq!(config.probe_socket.as_deref(), Some(Path::new("/etc/podspan/probe.sock")));
+        assert_eq!(config.delivery, Delivery::Auto);
         assert_eq!(config.tunnel.lanes, Some(2));
         assert_eq!(config.tunnel.mtu, Some(1420));
         assert_eq!(config.offload, Offload { tso: false, uso: true, gso: false, gro: true });
@@ -439,6 +461,7 @@ gro = true
             ("on-exit", "on-exit = \"stay\""),
             ("after-takeover", "after-takeover = \"stay\""),
             ("probe-socket", "probe-socket = \"\""),
+            ("delivery", "delivery = \"tunnels\""),
             ("source.file", "file = {}"),
             ("tunnel.interface", "interface = \"a/b\""),
             ("tunnel.interface", "interface = \"a-name-of-sixteen\""),
@@ -470,6 +493,21 @@ gro = true
             // What contradicts another field is told of the section.
             assert!(at == number + 1 || (at > 0 && at < number + 1), "{line}: {error}");
             assert!(!error.faults[0].message.is_empty());
+        }
+    }
+
+    #[test]
+    fn delivery_has_a_table_of_its_own() {
+        let with = |delivery, table: u32| {
+            parse(&format!(
+                "bundle = \"b\"\nsource.file = \"n\"\ndelivery = \"{delivery}\"\n[tunnel]\ntable = {table}"
+            ))
+        };
+        assert_eq!(with("tunnel", 7183).unwrap().tunnel.delivery_table(), 7184);
+        assert!(with("native", 252).is_ok());
+        for table in [252, u32::MAX] {
+            let error = with("auto", table).unwrap_err();
+            assert_eq!((error.faults.len(), error.faults[0].key.as_str()), (1, "delivery"), "{error}");
         }
     }
 

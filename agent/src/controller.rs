@@ -4,7 +4,7 @@
 //! brought up to date, what should be is computed whole and handed to the data plane, the kernel and the
 //! pods. Each of these takes the whole and finds out itself what changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -31,9 +31,10 @@ use crate::liveness_log::LivenessLog;
 use crate::membership::{Changes, Membership};
 use crate::overview::{self, Parts};
 use crate::path_mtu::PathMtus;
+use crate::pod_delivery::{Delivery, questions, report};
 use crate::policy::Bypass;
 use crate::probe::plan::Planner;
-use crate::probe::{self, Prober};
+use crate::probe::{self, Deliveries, Prober};
 use crate::publish::{Announcement, Published, Seen};
 use crate::source::Found;
 use crate::state::{DRAINED, Endpoints, Known, StateDir};
@@ -87,6 +88,8 @@ pub struct Kept {
     pub known: Known,
     /// Where peers were heard.
     pub endpoints: Endpoints,
+    /// The nodes of the own cluster that were found to need a tunnel.
+    pub by_tunnel: BTreeSet<NodeId>,
     /// The pods.
     pub attachments: Attachments,
 }
@@ -100,6 +103,7 @@ impl Kept {
         Ok(Self {
             known: state.known()?,
             endpoints: state.endpoints()?,
+            by_tunnel: state.delivery()?,
             attachments: Attachments::load(state.clone())?,
         })
     }
@@ -184,6 +188,12 @@ pub struct Controller {
     liveness: LivenessLog,
     planner: Planner,
     prober: Prober,
+    /// What was found of the other nodes of the own cluster, and those of them that are handed packets through a
+    /// tunnel, where that is to be found out.
+    deliveries: Deliveries,
+    by_tunnel: BTreeSet<NodeId>,
+    /// Whether that is to be written down.
+    delivery_unwritten: bool,
 }
 
 fn now() -> UnixTime {
@@ -194,9 +204,11 @@ impl Controller {
     /// Takes up what was known, and brings everything to the state it should have by that.
     pub async fn start(setup: Setup, outbox: Outbox) -> Self {
         let Setup { config, bundle, grant, facts, state, kept, lanes, dataplane, host } = setup;
-        let Kept { known, endpoints, mut attachments } = kept;
+        let Kept { known, endpoints, by_tunnel, mut attachments } = kept;
+        let by_tunnel = if config.delivery == Delivery::Auto { by_tunnel } else { BTreeSet::new() };
         let own = NodeId { cluster: grant.cluster.clone(), node: facts.node.clone() };
-        let membership = Membership::new(Trust::new(bundle.cluster_set), own, &grant, known, now());
+        let inside = config.delivery.has_tunnels();
+        let membership = Membership::new(Trust::new(bundle.cluster_set), own, &grant, known, inside, now());
         let late = attachments.take_pending(&config.socket);
         if late > 0 {
             info!(pods = late, "took in pods that were added while no agent ran");
@@ -227,7 +239,10 @@ impl Controller {
             bypass: Bypass::default(),
             liveness: LivenessLog::default(),
             planner: Planner::default(),
-            prober: Prober::start(&dataplane),
+            prober: Prober::start(&dataplane, by_tunnel.clone()),
+            deliveries: Deliveries::default(),
+            by_tunnel,
+            delivery_unwritten: false,
             drain: Drain::load(&config.state_dir.join(DRAINED)),
             connected: BTreeMap::new(),
             published: Published::default(),
@@ -498,6 +513,9 @@ impl Controller {
             nodes: self.membership.nodes(),
             policy: &self.config.policy,
             bypassed: self.bypass.clusters(),
+            delivery: self.config.delivery,
+            siblings: self.membership.siblings(),
+            by_tunnel: (self.config.delivery == Delivery::Auto).then_some(&self.by_tunnel),
             endpoints: &self.learned,
             now: now(),
         });
@@ -542,6 +560,7 @@ impl Controller {
         }
         let status = self.dataplane.status();
         self.look_at_gateways(&status.peers);
+        self.look_at_deliveries();
         let since = self.begun.elapsed();
         self.unapplied |= self.paths.observe(since, &status.peers);
         let mut fresh = false;
@@ -570,6 +589,7 @@ impl Controller {
         if self.rewritten.elapsed() >= REWRITE_EVERY {
             self.rewritten = Instant::now();
             self.unsaved |= self.disk.failed(What::Known);
+            self.delivery_unwritten |= self.disk.failed(What::Delivery);
             self.attachments.keep_again();
         }
         self.flush(true);
@@ -577,14 +597,49 @@ impl Controller {
 
     /// Has the gateways probed through that carry packets, and tells what has become of them.
     fn look_at_gateways(&mut self, peers: &[PeerStatus]) {
-        self.liveness.look(peers);
+        self.liveness.look(&self.grant.cluster, peers);
         self.look_for_answers(peers);
         let nodes = self.membership.nodes();
         let id = NodeId { cluster: self.grant.cluster.clone(), node: self.facts.node.clone() };
         let members = probe::members(nodes.values().map(|node| &node.verified.record().pod_cidrs));
         let own = self.facts.host_addresses();
-        let plan = self.planner.plan(&id, &own, members, nodes, peers, self.prober.answers());
+        let mut plan = self.planner.plan(&id, &own, members, nodes, peers, self.prober.answers());
+        if self.config.delivery == Delivery::Auto {
+            let siblings = self.membership.siblings();
+            plan.askers = questions::askers(siblings);
+            if self.facts.gateway {
+                plan.targets = questions::targets(&own, nodes, self.bypass.clusters(), siblings, peers);
+            }
+        }
         self.prober.follow(plan);
+    }
+
+    /// Takes over which nodes of the cluster were found to need a tunnel.
+    fn look_at_deliveries(&mut self) {
+        if self.config.delivery != Delivery::Auto || !self.facts.gateway {
+            self.deliveries = Deliveries::default();
+            return;
+        }
+        self.deliveries = self.prober.deliveries();
+        let siblings = self.membership.siblings();
+        let mut by_tunnel: BTreeSet<NodeId> =
+            self.by_tunnel.iter().filter(|id| siblings.contains_key(id)).cloned().collect();
+        for (id, found) in &self.deliveries.found {
+            let why = found.why.meaning();
+            if found.tunnel && by_tunnel.insert(id.clone()) {
+                info!(node = %id, why, "packets of other clusters for its pods take a tunnel from now on");
+            } else if !found.tunnel && by_tunnel.remove(id) {
+                info!(node = %id, why, "packets of other clusters for its pods take the cluster's own network again");
+            }
+        }
+        let changed = by_tunnel != self.by_tunnel;
+        self.unapplied |= changed;
+        self.by_tunnel = by_tunnel;
+        self.delivery_unwritten |= changed;
+        if self.delivery_unwritten && !self.disk.busy(What::Delivery) {
+            self.delivery_unwritten = false;
+            self.disk.write(Job::Delivery(self.by_tunnel.clone()));
+        }
     }
 
     fn look_for_answers(&mut self, peers: &[PeerStatus]) {
@@ -701,6 +756,7 @@ impl Controller {
         problems.extend(self.table_problems.iter().cloned());
         problems.extend(self.desired.iter().flat_map(|desired| desired.problems.iter().cloned()));
         problems.extend(self.host.notes());
+        problems.extend(self.deliveries.problem.clone());
         overview::overview(Parts {
             now: now(),
             started: self.started,
@@ -716,6 +772,14 @@ impl Controller {
             kernel: self.host.status(),
             broker: &self.broker,
             published: &self.published,
+            delivery: report::report(report::Parts {
+                mode: self.config.delivery,
+                gateway: self.facts.gateway,
+                siblings: self.membership.siblings(),
+                found: &self.deliveries.found,
+                peers: &dataplane.peers,
+                now: now(),
+            }),
             draining: self.drain.reason(&self.facts).as_deref(),
             attachments: self.attachments.len(),
             problems: &problems,

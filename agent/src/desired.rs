@@ -9,9 +9,10 @@ use podspan_wire::{Cidr, CidrSet, ClusterId, Grant, NodeId, UnixTime};
 
 use crate::config::Tunnel;
 use crate::facts::LocalFacts;
-use crate::host::HostDesired;
+use crate::host::{HostDesired, PodDelivery};
 use crate::membership::RemoteNode;
 use crate::path_mtu::PathMtus;
+use crate::pod_delivery::{Delivery, siblings};
 use crate::policy::Policy;
 use crate::state::Endpoints;
 use crate::underlay::USUAL_MTU;
@@ -60,6 +61,12 @@ pub struct Inputs<'a> {
     pub policy: &'a Policy,
     /// The clusters that are left to the underlay, since none of their gateways answers.
     pub bypassed: &'a BTreeSet<ClusterId>,
+    /// How packets get from a gateway to pods on other nodes of the own cluster.
+    pub delivery: Delivery,
+    /// The other nodes of the own cluster.
+    pub siblings: &'a BTreeMap<NodeId, RemoteNode>,
+    /// Those to which a gateway hands packets through a tunnel; all, if none.
+    pub by_tunnel: Option<&'a BTreeSet<NodeId>>,
     /// Where peers were last heard, for dialling those that nobody published.
     pub endpoints: &'a Endpoints,
     /// The wall-clock time.
@@ -117,6 +124,13 @@ pub fn desired(inputs: &Inputs<'_>) -> DesiredState {
         }
     }
 
+    let inside = siblings::siblings(inputs, &remote, &mut problems);
+    if !inside.peers.is_empty() {
+        table.clusters.push(inputs.policy.spec(&inputs.grant.cluster, &BTreeSet::new()));
+    }
+    table.peers.extend(inside.peers);
+    table.routes.extend(inside.routes);
+
     let mtu = inputs.facts.mtu.or(inputs.tunnel.mtu).unwrap_or_else(|| tunnel_mtu(inputs.underlay_mtu));
     if mtu + LEAST_OVERHEAD > inputs.underlay_mtu {
         problems.push(format!(
@@ -162,6 +176,8 @@ pub fn desired(inputs: &Inputs<'_>) -> DesiredState {
         cluster_pod_cidrs: inputs.grant.pod_cidrs.clone(),
         cluster_service_cidrs: inputs.grant.service_cidrs.clone(),
         underlay: inputs.underlay.to_vec(),
+        pod_delivery: (inputs.delivery.has_tunnels() && inputs.facts.gateway)
+            .then(|| PodDelivery { table: inputs.tunnel.delivery_table(), routes: inside.delivered }),
     };
     DesiredState { table, host, pods: PodRoutes { cidrs: remote, mtu: pods_mtu }, problems }
 }
@@ -257,6 +273,7 @@ fn peer(
             .then(|| u16::try_from(keepalive).unwrap_or(u16::MAX)),
         dial: record.gateway,
         weight: record.gateway_weight(),
+        relays: false,
     })
 }
 
@@ -267,6 +284,16 @@ mod tests {
     use podspan_wire::api::WatchEvent;
 
     fn state(gateway: bool, change: impl FnOnce(&mut LocalFacts), events: Vec<WatchEvent>) -> DesiredState {
+        state_with(Delivery::Native, None, gateway, change, events)
+    }
+
+    fn state_with(
+        delivery: Delivery,
+        by_tunnel: Option<&BTreeSet<NodeId>>,
+        gateway: bool,
+        change: impl FnOnce(&mut LocalFacts),
+        events: Vec<WatchEvent>,
+    ) -> DesiredState {
         let mut membership = membership_of_alpha();
         for event in events {
             membership.handle(0, event, NOW);
@@ -289,6 +316,9 @@ mod tests {
             paths: &PathMtus::default(),
             policy: &Policy::default(),
             bypassed: &BTreeSet::new(),
+            delivery,
+            siblings: membership.siblings(),
+            by_tunnel,
             endpoints: &Endpoints::new(),
             now: NOW,
         })
@@ -405,6 +435,101 @@ mod tests {
         );
         assert!(state.problems.iter().any(|p| p.contains("no gateway")), "{:?}", state.problems);
         assert!(state.problems.iter().any(|p| p.contains("IPv6")), "{:?}", state.problems);
+    }
+
+    /// beta as above, and of the own cluster the gateway node-2 and the ordinary nodes 3 and 4.
+    fn with_siblings() -> Vec<WatchEvent> {
+        let alpha = cluster("alpha", 1);
+        let mut hidden = alpha.record(4, false, 1);
+        hidden.endpoints.clear();
+        let mut events = beta_events();
+        events.push(alpha.entry(&alpha.record(2, true, 1)));
+        events.push(alpha.entry(&alpha.record(3, false, 1)));
+        events.push(alpha.entry(&hidden));
+        events
+    }
+
+    fn own(state: &DesiredState) -> Vec<(&str, bool, bool)> {
+        let own = state.table.peers.iter().filter(|peer| peer.id.cluster.as_str() == "alpha");
+        own.map(|peer| (peer.id.node.as_str(), peer.dial, peer.relays)).collect()
+    }
+
+    fn texts(cidrs: &[Cidr]) -> Vec<String> {
+        cidrs.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn delivered_natively_siblings_are_nothing() {
+        let (without, with) = (state(true, |_| (), beta_events()), state(true, |_| (), with_siblings()));
+        assert_eq!(with, without);
+        assert_eq!(with.host.pod_delivery, None);
+        assert!(with.table.peers.iter().all(|peer| !peer.relays));
+    }
+
+    #[test]
+    fn a_gateway_has_all_nodes_of_its_cluster_as_peers_and_hands_packets_to_them() {
+        let state = state_with(Delivery::Tunnel, None, true, |_| (), with_siblings());
+        // Who publishes no address dials.
+        assert_eq!(own(&state), [("node-2", true, true), ("node-3", true, false), ("node-4", false, false)]);
+        let delivery = state.host.pod_delivery.as_ref().unwrap();
+        assert_eq!(delivery.table, 7184);
+        assert_eq!(
+            texts(&delivery.routes),
+            [
+                "10.1.2.0/24",
+                "10.1.3.0/24",
+                "10.1.4.0/24",
+                "fd00:10:1:2::/64",
+                "fd00:10:1:3::/64",
+                "fd00:10:1:4::/64"
+            ]
+        );
+        let sibling = route(&state, "10.1.3.0/24");
+        assert_eq!(sibling.owner.as_ref().map(ToString::to_string).as_deref(), Some("alpha/node-3"));
+        assert!(sibling.gateways.is_empty());
+        // Neither the kernel's table of other clusters nor the pods know of it.
+        assert_eq!((state.host.routes.len(), state.pods.cidrs.len()), (3, 3));
+        assert_eq!(state.problems, Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_ordinary_node_has_the_gateways_of_its_cluster_as_peers_and_hands_nothing_on() {
+        let state = state_with(Delivery::Tunnel, None, false, |_| (), with_siblings());
+        assert_eq!(own(&state), [("node-2", true, true)]);
+        assert_eq!(state.host.pod_delivery, None);
+        let routed: Vec<_> = state
+            .table
+            .routes
+            .iter()
+            .map(|r| r.cidr.to_string())
+            .filter(|cidr| cidr.starts_with("10.1."))
+            .collect();
+        assert_eq!(routed, ["10.1.2.0/24"]);
+    }
+
+    #[test]
+    fn what_was_found_to_need_a_tunnel_has_one() {
+        let by_tunnel = BTreeSet::from(["alpha/node-3".parse().unwrap()]);
+        let state = state_with(Delivery::Auto, Some(&by_tunnel), true, |_| (), with_siblings());
+        assert_eq!(own(&state).len(), 3, "tunnels are there beforehand");
+        let delivery = state.host.pod_delivery.unwrap();
+        assert_eq!(texts(&delivery.routes), ["10.1.3.0/24", "fd00:10:1:3::/64"]);
+    }
+
+    #[test]
+    fn what_is_this_nodes_own_or_another_ones_too_is_handed_to_one() {
+        let alpha = cluster("alpha", 1);
+        // A node that this one replaced, and one that was replaced by node-3.
+        let mut former = alpha.record(8, false, 1);
+        former.pod_cidrs = alpha.record(1, false, 1).pod_cidrs;
+        let mut replaced = alpha.record(9, false, 0);
+        replaced.pod_cidrs = alpha.record(3, false, 1).pod_cidrs;
+        let mut events = with_siblings();
+        events.extend([alpha.entry(&former), alpha.entry(&replaced)]);
+        let state = state_with(Delivery::Tunnel, None, true, |_| (), events);
+        assert!(state.table.routes.iter().all(|route| route.cidr.to_string() != "10.1.1.0/24"));
+        assert_eq!(route(&state, "10.1.3.0/24").owner.as_ref().unwrap().to_string(), "alpha/node-3");
+        assert_eq!(state.problems.len(), 4, "one for each family: {:?}", state.problems);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use podspan_wire::UnixTime;
+use podspan_wire::{NodeId, UnixTime};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
@@ -23,6 +23,8 @@ pub enum What {
     Known,
     /// Where peers were last heard.
     Endpoints,
+    /// Which nodes of the own cluster need a tunnel.
+    Delivery,
     /// That the lanes' keys are in use.
     LanesInUse,
 }
@@ -37,6 +39,9 @@ impl What {
             Self::Endpoints => {
                 "the endpoints of peers cannot be kept on disk; after a restart those behind NAT dial again"
             }
+            Self::Delivery => {
+                "which nodes of this cluster need a tunnel cannot be kept on disk; after a restart it is found out anew"
+            }
             Self::LanesInUse => "the use of the lanes' keys cannot be noted on disk",
         }
     }
@@ -48,6 +53,8 @@ pub enum Job {
     Known(Known),
     /// See [`What::Endpoints`].
     Endpoints(Endpoints),
+    /// See [`What::Delivery`].
+    Delivery(BTreeSet<NodeId>),
     /// See [`What::LanesInUse`]: the time now.
     LanesInUse(UnixTime),
 }
@@ -57,6 +64,7 @@ impl Job {
         match self {
             Self::Known(_) => What::Known,
             Self::Endpoints(_) => What::Endpoints,
+            Self::Delivery(_) => What::Delivery,
             Self::LanesInUse(_) => What::LanesInUse,
         }
     }
@@ -65,6 +73,7 @@ impl Job {
         match self {
             Self::Known(known) => state.keep_known(known),
             Self::Endpoints(endpoints) => state.keep_endpoints(endpoints),
+            Self::Delivery(nodes) => state.keep_delivery(nodes),
             Self::LanesInUse(now) => state.touch_lanes(*now),
         }
     }

@@ -39,6 +39,7 @@ pub mod metrics;
 pub mod overview;
 pub mod path_mtu;
 pub mod places;
+pub mod pod_delivery;
 pub mod policy;
 pub mod probe;
 pub mod publish;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use podspan_dataplane::{Liveness, PeerStatus};
-use podspan_wire::NodeId;
+use podspan_wire::{ClusterId, NodeId};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -42,11 +42,13 @@ pub struct Change {
 }
 
 impl LivenessLog {
-    /// Tells what has changed since the last look.
-    pub fn look(&mut self, status: &[PeerStatus]) {
+    /// Tells what has changed since the last look, to a node of cluster `own`.
+    pub fn look(&mut self, own: &ClusterId, status: &[PeerStatus]) {
         for Change { peer, before, now, untold } in self.changes(Instant::now(), status) {
             let (before, label, meaning) = (before.label(), now.label(), now.meaning());
-            if now.is_avoided() {
+            if peer.cluster == *own {
+                info!(%peer, before, now = label, untold, "{meaning} (the tunnel inside this cluster)");
+            } else if now.is_avoided() {
                 warn!(%peer, before, now = label, untold, "{meaning}: other gateways are used where there are any");
             } else {
                 info!(%peer, before, now = label, untold, "{meaning}");

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use podspan_wire::api::{Entry, Lease, WatchEvent};
 use podspan_wire::{
-    Cidr, CidrSet, ClusterId, Grant, HighWater, NodeId, NodeName, PublicKey, Record, RecordState, Refusal,
-    RefusalKind, SignedRecord, Trust, UnixTime, VerifiedRecord, Version,
+    Cidr, CidrSet, ClusterId, Grant, HighWater, NodeId, PublicKey, Record, RecordState, Refusal, RefusalKind,
+    SignedRecord, Trust, UnixTime, VerifiedRecord, Version,
 };
 
 use crate::brokers::BrokerIndex;
@@ -23,7 +23,7 @@ const FORGET_AFTER: Duration = Duration::from_secs(7 * 86_400);
 /// How many refused records are kept for reconsidering.
 const MAX_WAITING: usize = 4096;
 
-/// A node of another cluster whose record was verified.
+/// Another node, of whatever cluster, whose record was verified.
 #[derive(Clone, Debug)]
 pub struct RemoteNode {
     /// Its record and grant.
@@ -84,7 +84,9 @@ pub struct Membership {
     /// The latest record that each broker has of this very node.
     own_stored: BTreeMap<BrokerIndex, OwnRecord>,
     /// The other nodes of the own cluster.
-    siblings: BTreeMap<NodeName, (Record, Heard)>,
+    siblings: BTreeMap<NodeId, RemoteNode>,
+    /// Whether tunnels are held with them, so that they matter as much as the others.
+    needs_siblings: bool,
     /// The brokers that have sent it since their last reset.
     own_listed: BTreeSet<BrokerIndex>,
 }
@@ -110,9 +112,17 @@ impl std::ops::BitOrAssign for Changes {
 
 impl Membership {
     /// Takes up what was known at the end of the last life. Records that do not verify are refused like
-    /// any other; the time is not looked at.
+    /// any other; the time is not looked at. `needs_siblings` tells whether tunnels are held with the nodes of the own
+    /// cluster: then a change of theirs is one of [`Changes::nodes`], and they are among what is [known](Self::known).
     #[must_use]
-    pub fn new(trust: Trust, own: NodeId, own_grant: &Grant, known: Known, now: UnixTime) -> Self {
+    pub fn new(
+        trust: Trust,
+        own: NodeId,
+        own_grant: &Grant,
+        known: Known,
+        needs_siblings: bool,
+        now: UnixTime,
+    ) -> Self {
         let mut membership = Self {
             trust,
             own,
@@ -128,6 +138,7 @@ impl Membership {
             refusals: Refusals::default(),
             own_stored: BTreeMap::new(),
             siblings: BTreeMap::new(),
+            needs_siblings,
             own_listed: BTreeSet::new(),
         };
         for signed in known.records {
@@ -148,6 +159,12 @@ impl Membership {
         &self.nodes
     }
 
+    /// The other nodes of the own cluster.
+    #[must_use]
+    pub fn siblings(&self) -> &BTreeMap<NodeId, RemoteNode> {
+        &self.siblings
+    }
+
     /// What was refused.
     #[must_use]
     pub fn refusals(&self) -> &Refusals {
@@ -166,7 +183,8 @@ impl Membership {
     #[must_use]
     pub fn lapsed_siblings(&self) -> Vec<Record> {
         let fresh = |heard: &Heard| heard.is_empty() || heard.values().any(|lease| *lease == Lease::Fresh);
-        self.siblings.values().filter(|(_, heard)| !fresh(heard)).map(|(record, _)| record.clone()).collect()
+        let lapsed = self.siblings.values().filter(|node| !fresh(&node.heard));
+        lapsed.map(|node| node.verified.record().clone()).collect()
     }
 
     /// Whether a broker is just sending everything anew: more is to come.
@@ -190,6 +208,7 @@ impl Membership {
             .flat_map(|cluster| {
                 self.nodes.values().filter(move |node| &node.verified.grant().cluster == cluster)
             })
+            .chain(self.siblings.values().filter(|_| self.needs_siblings))
             .map(|node| node.verified.signed().clone())
             .collect();
         Known { high_water: self.high_water.clone(), records }
@@ -228,8 +247,8 @@ impl Membership {
             for node in self.nodes.values_mut().filter(|node| node.heard.len() > 1) {
                 status |= node.heard.remove(&broker).is_some();
             }
-            for (_, heard) in self.siblings.values_mut().filter(|(_, heard)| heard.len() > 1) {
-                heard.remove(&broker);
+            for sibling in self.siblings.values_mut().filter(|sibling| sibling.heard.len() > 1) {
+                sibling.heard.remove(&broker);
             }
             if self.own_stored.len() > 1 {
                 self.own_stored.remove(&broker);
@@ -308,7 +327,7 @@ impl Membership {
         let id = record.id();
         let cluster = &verified.grant().cluster;
         if *cluster == self.own.cluster {
-            return self.admit_own_cluster(verified, heard);
+            return self.admit_own_cluster(verified, heard, origin, now);
         }
         // A withdrawal claims no addresses.
         if record.state == RecordState::Active {
@@ -353,9 +372,15 @@ impl Membership {
         Ok(Changes { nodes: true, status: true })
     }
 
-    /// Nodes of one's own cluster are reached without podspan; of them only this node's own record and
-    /// the cluster's newest grant matter.
-    fn admit_own_cluster(&mut self, verified: &VerifiedRecord, heard: &Heard) -> Result<Changes, Refusal> {
+    /// Nodes of one's own cluster are reached without podspan, unless tunnels are held with them for what comes from
+    /// other clusters; of them else only this node's own record and the cluster's newest grant matter.
+    fn admit_own_cluster(
+        &mut self,
+        verified: &VerifiedRecord,
+        heard: &Heard,
+        origin: Origin,
+        now: UnixTime,
+    ) -> Result<Changes, Refusal> {
         let (grant, record) = (verified.grant(), verified.record());
         if grant.cluster_key != self.own_key {
             let detail = if grant.serial > self.own_serial {
@@ -376,22 +401,32 @@ impl Membership {
             };
             return Err(Refusal::new(RefusalKind::GrantSuperseded, detail));
         }
-        self.high_water.admit(verified)?;
+        match self.high_water.admit(verified) {
+            // As in `admit`: a node that has not got the newest bundle yet is good after a restart too.
+            Err(refusal) if origin == Origin::Disk && refusal.kind == RefusalKind::GrantSuperseded => {}
+            admitted => admitted?,
+        }
+        let mut nodes = false;
         for (broker, lease) in heard.iter().filter(|_| record.id() == self.own) {
             self.own_listed.insert(*broker);
             let held = record.state == RecordState::Active && *lease == Lease::Fresh;
             self.own_stored.insert(*broker, OwnRecord { version: record.version, held });
         }
         if record.id() != self.own {
-            let known = self.siblings.remove(&record.node);
+            let known = self.siblings.remove(&record.id());
+            let since = known.as_ref().map_or(now, |known| known.since);
             if record.state == RecordState::Active {
-                let same = known.filter(|(known, _)| known.version == record.version);
-                let mut all = same.map(|(_, heard)| heard).unwrap_or_default();
+                let same = known.as_ref().filter(|known| known.verified.record().version == record.version);
+                let mut all = same.map(|known| known.heard.clone()).unwrap_or_default();
                 all.extend(heard);
-                self.siblings.insert(record.node.clone(), (record.clone(), all));
+                nodes = same.is_none_or(|same| same.verified.signed().record != verified.signed().record);
+                self.siblings
+                    .insert(record.id(), RemoteNode { verified: verified.clone(), heard: all, since });
+            } else {
+                nodes = known.is_some();
             }
         }
-        Ok(Changes { nodes: false, status: true })
+        Ok(Changes { nodes: nodes && self.needs_siblings, status: true })
     }
 
     /// A node signs a version once. Were a second record of it let in, a broker could change between the
@@ -515,7 +550,8 @@ impl Membership {
             heard = before.iter().map(|(broker, lease)| (*broker, *lease)).chain(heard).collect();
         }
         let room = self.waiting.len() < MAX_WAITING || self.waiting.contains_key(&id);
-        if id.cluster != self.own.cluster && room && !later {
+        let matters = id.cluster != self.own.cluster || (self.needs_siblings && id != self.own);
+        if matters && room && !later {
             self.waiting.insert(id, (verified, heard));
         }
     }
@@ -573,7 +609,13 @@ impl Membership {
         let before = self.nodes.len();
         self.nodes
             .retain(|id, node| now.since(node.verified.record().not_after) <= FORGET_AFTER || alive(id));
-        let nodes = self.nodes.len() != before;
+        let mut nodes = self.nodes.len() != before;
+        if self.needs_siblings {
+            let before = self.siblings.len();
+            self.siblings
+                .retain(|id, node| now.since(node.verified.record().not_after) <= FORGET_AFTER || alive(id));
+            nodes |= self.siblings.len() != before;
+        }
         let present: BTreeSet<&ClusterId> = self.nodes.keys().map(|id| &id.cluster).collect();
         self.order.retain(|cluster| present.contains(cluster));
         let mut changes = Changes { nodes, status: nodes };

@@ -69,6 +69,7 @@ pub(crate) fn membership_of_alpha() -> Membership {
         "alpha/node-1".parse().unwrap(),
         &alpha.grant,
         Known::default(),
+        false,
         NOW,
     )
 }
@@ -135,6 +136,7 @@ fn of_two_overlapping_clusters_the_earlier_stays_over_restarts() {
         "alpha/node-1".parse().unwrap(),
         &alpha.grant,
         m.known(),
+        false,
         NOW,
     );
     again.handle(0, beta.entry(&beta.record(1, true, 1)), NOW);
@@ -255,7 +257,7 @@ fn ended_records_are_kept_while_heard_and_forgotten_later() {
 fn restarted(m: &Membership) -> Membership {
     let alpha = cluster("alpha", 1);
     let own = "alpha/node-1".parse().unwrap();
-    Membership::new(Trust::new(alpha.grant.cluster_set), own, &alpha.grant, m.known(), NOW)
+    Membership::new(Trust::new(alpha.grant.cluster_set), own, &alpha.grant, m.known(), false, NOW)
 }
 
 #[test]
@@ -283,7 +285,7 @@ fn a_kept_record_older_than_what_was_seen_is_refused() {
     known.records = vec![beta.sign(&beta.record(1, true, 4))];
     let alpha = cluster("alpha", 1);
     let own = "alpha/node-1".parse().unwrap();
-    let again = Membership::new(Trust::new(alpha.grant.cluster_set), own, &alpha.grant, known, NOW);
+    let again = Membership::new(Trust::new(alpha.grant.cluster_set), own, &alpha.grant, known, false, NOW);
     assert_eq!(kinds(&again), [(RefusalKind::Replayed, 1)]);
 }
 
@@ -419,6 +421,45 @@ fn nodes_of_the_own_cluster_that_nobody_hears() {
     m.handle(0, entry(2, withdrawn, Lease::Lapsed), NOW);
     assert_eq!(lapsed(&m), 0, "it is withdrawn");
     assert!(m.nodes().is_empty());
+}
+
+#[test]
+fn nodes_of_the_own_cluster_outlive_a_restart_where_tunnels_are_held_with_them() {
+    let (alpha, beta) = (cluster("alpha", 1), cluster("beta", 2));
+    let begin = |known, needed| {
+        let own = "alpha/node-1".parse().unwrap();
+        Membership::new(Trust::new(alpha.grant.cluster_set), own, &alpha.grant, known, needed, NOW)
+    };
+    for needed in [false, true] {
+        let mut m = begin(Known::default(), needed);
+        m.handle(0, beta.entry(&beta.record(1, true, 1)), NOW);
+        let changes = m.handle(0, alpha.entry(&alpha.record(2, true, 1)), NOW);
+        assert_eq!(changes, Changes { nodes: needed, status: true });
+        assert!(!m.handle(0, alpha.entry(&alpha.record(2, true, 1)), NOW).nodes, "the same again");
+        assert!(!m.handle(0, alpha.entry(&alpha.record(1, true, 1)), NOW).nodes, "this very node");
+        assert_eq!(m.handle(0, alpha.entry(&alpha.record(2, true, 2)), NOW).nodes, needed);
+        assert_eq!((m.siblings().len(), m.nodes().len()), (1, 1));
+
+        let again = begin(m.known(), needed);
+        assert_eq!((again.siblings().len(), again.nodes().len()), (usize::from(needed), 1));
+        assert_eq!(again.refusals().total(), 0);
+
+        // This node's clock is ahead for a while.
+        let mut hasty = begin(Known::default(), needed);
+        hasty.handle(0, alpha.entry(&alpha.record(2, true, 1)), NOW.after(Duration::from_secs(5 * 86_400)));
+        assert!(hasty.siblings().is_empty());
+        assert_eq!(hasty.reconsider(NOW).nodes, needed);
+        assert_eq!(hasty.siblings().len(), usize::from(needed));
+
+        let late = NOW.after(Duration::from_secs(30 * 86_400));
+        let mut forgetful = begin(m.known(), needed);
+        assert!(forgetful.forget(late, |_| false).nodes);
+        assert!(forgetful.siblings().is_empty());
+
+        let withdrawn = Record { state: RecordState::Withdrawn, ..alpha.record(2, true, 3) };
+        assert_eq!(m.handle(0, alpha.entry(&withdrawn), NOW).nodes, needed);
+        assert!(m.siblings().is_empty());
+    }
 }
 
 #[test]

@@ -372,6 +372,20 @@ impl Collector for StatusMetrics {
                 vec![(vec![], status.node.grant_not_after.0 as f64)],
             ),
             family(
+                "delivery_nodes",
+                "Nodes of this cluster by the way by which this gateway hands them packets of other clusters",
+                None,
+                Gauge,
+                status
+                    .delivery
+                    .iter()
+                    .flat_map(|delivery| {
+                        ["native", "tunnel"]
+                            .map(|by| (vec![("by", by.to_owned())], delivery.count(by) as f64))
+                    })
+                    .collect(),
+            ),
+            family(
                 "kernel_healed",
                 "How often something in the kernel was put right",
                 None,
@@ -421,7 +435,9 @@ impl Collector for StatusMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podspan_wire::status::{BrokerStatus, ClusterStatus, KernelStatus, LocalNode, WorkerStatus};
+    use podspan_wire::status::{
+        BrokerStatus, ClusterStatus, DeliveryNode, DeliveryStatus, KernelStatus, LocalNode, WorkerStatus,
+    };
     use podspan_wire::{CidrSet, ClusterSetId, RootKey, UnixTime, Version};
     use std::collections::{BTreeMap, BTreeSet};
 
@@ -481,6 +497,17 @@ mod tests {
             },
             broker: BrokerStatus { last_heard: Some(UnixTime(1_795_305_601)), ..BrokerStatus::default() },
             clusters: vec![cluster],
+            delivery: Some(DeliveryStatus {
+                mode: "auto".into(),
+                nodes: vec![DeliveryNode {
+                    node: "node-2".parse().unwrap(),
+                    gateway: false,
+                    by: Some("tunnel".into()),
+                    why: "x".into(),
+                    state: Reachability::Up,
+                    liveness: Liveness::Healthy,
+                }],
+            }),
             kernel: KernelStatus::default(),
             attachments: 7,
             refusals: [(RefusalKind::Replayed, 4)].into(),
@@ -539,7 +566,7 @@ mod tests {
             assert!(value.is_finite() && labels.len() == labels.iter().collect::<BTreeSet<_>>().len());
             values.insert(line.rsplit_once(' ').unwrap().0.to_owned(), value);
         }
-        assert_eq!(kinds.len(), 37, "{:?}", kinds.keys());
+        assert_eq!(kinds.len(), 38, "{:?}", kinds.keys());
         for (name, value) in [
             ("podspan_start_time_seconds", 1_795_305_600.0),
             (r#"podspan_cluster_state{cluster="beta",state="degraded"}"#, 1.0),
@@ -547,6 +574,8 @@ mod tests {
             (r#"podspan_records_refused_total{reason="replayed"}"#, 4.0),
             (r#"podspan_records_refused_total{reason="overlap"}"#, 0.0),
             ("podspan_broker_connected", 0.0),
+            (r#"podspan_delivery_nodes{by="tunnel"}"#, 1.0),
+            (r#"podspan_delivery_nodes{by="native"}"#, 0.0),
             (
                 r#"podspan_peer_receive_bytes_total{cluster="beta",node="node-1",lane="1",remote_lane="0"}"#,
                 4_294_967_295.0,

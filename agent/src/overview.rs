@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use podspan_dataplane::{DropCounts, PeerStatus};
 use podspan_wire::status::{
-    BlackHole, BrokerStatus, ClusterStatus, KernelStatus, LaneStatus, LocalLane, LocalNode, NodeStatus,
-    PathStatus, ProbeStatus, Reachability, Status, WorkerStatus,
+    BlackHole, BrokerStatus, ClusterStatus, DeliveryStatus, KernelStatus, LaneStatus, LocalLane, LocalNode,
+    NodeStatus, PathStatus, ProbeStatus, Reachability, Status, WorkerStatus,
 };
 use podspan_wire::{Cidr, CidrSet, ClusterId, Grant, Lane, NodeId, UnixTime};
 
 use crate::facts::LocalFacts;
 use crate::membership::Membership;
+use crate::pod_delivery::report;
 use crate::publish::Published;
 
 /// How long a first handshake may take before a peer counts as down rather than connecting.
@@ -51,6 +52,8 @@ pub struct Parts<'a> {
     pub broker: &'a BrokerStatus,
     /// How publishing goes.
     pub published: &'a Published,
+    /// The tunnels inside the cluster, if there are any.
+    pub delivery: Option<DeliveryStatus>,
     /// Why this node drains, if it does.
     pub draining: Option<&'a str>,
     /// How many pods are attached.
@@ -103,6 +106,7 @@ pub fn overview(parts: Parts<'_>) -> Status {
         },
         broker,
         clusters,
+        delivery: parts.delivery,
         kernel: parts.kernel,
         attachments: parts.attachments,
         refusals: parts.membership.refusals().counts().clone(),
@@ -306,6 +310,7 @@ fn problems(parts: &Parts<'_>, clusters: &[ClusterStatus], workers: &[WorkerStat
     }
     problems.extend(clusters.iter().filter_map(reach_problem));
     problems.extend(clusters.iter().filter_map(black_hole));
+    problems.extend(parts.delivery.iter().flat_map(report::problems));
     problems.extend(parts.kernel.failing.iter().map(|failing| format!("in the kernel: {failing}")));
     problems.extend(parts.problems.iter().cloned());
     problems.extend(
@@ -528,6 +533,7 @@ mod tests {
                 kernel: KernelStatus::default(),
                 broker: &BrokerStatus::default(),
                 published: &Published::default(),
+                delivery: None,
                 draining: None,
                 attachments: 0,
                 problems: &[],

@@ -7,11 +7,12 @@
 //! | `version.json` | epoch and sequence of the last record signed | a new epoch |
 //! | `known.json` | the records taken in and the highest versions seen | asked from the broker anew |
 //! | `endpoints.json` | where peers were last heard | peers behind NAT dial again in time |
+//! | `delivery.json` | nodes of the own cluster that were found to need a tunnel | found out anew |
 //! | `attachments.json` | pods attached through the CNI plugin | repaired when the runtime asks |
 //! | `facts.json` | the last good facts of the API server, in Kubernetes | asked for anew |
 //! | `host/` | what was changed in the kernel and how it was before | |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -277,6 +278,22 @@ impl StateDir {
         files::replace_json_quickly(&self.file("endpoints.json"), endpoints)
     }
 
+    /// The nodes of the own cluster that were found to need a tunnel.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn delivery(&self) -> anyhow::Result<BTreeSet<NodeId>> {
+        Ok(self.load("delivery.json")?.unwrap_or_default())
+    }
+
+    /// Keeps them.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn keep_delivery(&self, nodes: &BTreeSet<NodeId>) -> anyhow::Result<()> {
+        files::replace_json_quickly(&self.file("delivery.json"), nodes)
+    }
+
     /// The last good facts of the API server.
     ///
     /// # Errors
@@ -329,6 +346,7 @@ impl StateDir {
             "version.json",
             "known.json",
             "endpoints.json",
+            "delivery.json",
             "attachments.json",
             "facts.json",
             DRAINED,
@@ -422,15 +440,22 @@ mod tests {
     fn damaged_files_do_not_keep_the_agent_from_starting() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
-        for name in
-            ["lanes.json", "version.json", "known.json", "endpoints.json", "attachments.json", "facts.json"]
-        {
+        for name in [
+            "lanes.json",
+            "version.json",
+            "known.json",
+            "endpoints.json",
+            "delivery.json",
+            "attachments.json",
+            "facts.json",
+        ] {
             fs::write(dir.path().join(name), b"\xff\x00\xfe").unwrap();
         }
         assert_eq!(state.lanes(1, UnixTime(1)).unwrap().len(), 1);
         assert_eq!(state.version().unwrap(), None);
         assert!(state.known().unwrap().records.is_empty());
         assert!(state.endpoints().unwrap().is_empty());
+        assert!(state.delivery().unwrap().is_empty());
         assert!(state.attachments().unwrap().is_empty());
         assert!(state.facts().unwrap().is_none());
         assert!(dir.path().join("known.damaged").exists(), "set aside, not lost");

@@ -153,7 +153,7 @@ impl Agent {
         let client = Arc::new(Client::new(ClientConfig::from(&*world.bundle)).unwrap());
         let own = NodeId { cluster: "alpha".parse().unwrap(), node: "node-1".parse().unwrap() };
         let trust = Trust::new(world.bundle.cluster_set);
-        let mut membership = Membership::new(trust, own, &world.grant, Known::default(), now());
+        let mut membership = Membership::new(trust, own, &world.grant, Known::default(), false, now());
         let mut events = podspan_agent::brokers::watch(&client);
         let (tell_seen, seen) = watch::channel(Seen::default());
         let watching = tokio::spawn(async move {

@@ -14,7 +14,7 @@ use nix::sys::socket::{
     sockopt,
 };
 use nix::sys::time::TimeVal;
-use podspan_agent::host::{ALIAS, Host};
+use podspan_agent::host::{ALIAS, Host, HostDesired, PodDelivery};
 
 mod host_support;
 use host_support::{Netns, desired, set_whole, start, veth};
@@ -125,10 +125,14 @@ impl Net {
 
     /// Starts podspan's hand in the node, has it set everything, and does `work` while it stands.
     fn with_podspan(&self, work: impl FnOnce() + Send) {
+        self.with(desired(), work);
+    }
+
+    fn with(&self, desired: HostDesired, work: impl FnOnce() + Send) {
         let directory = tempfile::tempdir().unwrap();
         self.node.within(async {
             let (host, _events): (Host, _) = start(&directory).await;
-            set_whole(&host, desired()).await;
+            set_whole(&host, desired).await;
             std::thread::scope(|scope| {
                 scope.spawn(work).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             });
@@ -363,6 +367,70 @@ fn service_traffic_from_remote_comes_back_through_the_gateway() {
             );
         }
     });
+}
+
+/// The other node drops what has the address of another cluster, unless it comes by its own tunnel. What the gateway
+/// hands to it goes back into the interface that it came from, behind which is the tunnel to it.
+#[test]
+fn what_is_handed_to_another_node_goes_back_into_the_tunnels() {
+    let net = Net::new();
+    let Net { node, other, remote, .. } = &net;
+    other.nft(
+        "table inet check {\nchain pre {\ntype filter hook prerouting priority -400\n\
+         iifname eth0 ip saddr 10.2.0.0/16 drop\niifname eth0 ip6 saddr fd00:2::/48 drop\n}\n}\n",
+    );
+    node.nft(&format!(
+        "table inet kube-proxy {{\nchain pre {{\ntype nat hook prerouting priority dstnat\n\
+         ip daddr {0} tcp dport {SERVICE_ELSEWHERE} dnat ip to {2}:{BACKEND}\n\
+         ip6 daddr {1} tcp dport {SERVICE_ELSEWHERE} dnat ip6 to [{3}]:{BACKEND}\n}}\n\
+         chain forward {{\ntype filter hook forward priority 0\nct state invalid drop\n}}\n}}\n",
+        SERVICE[0], SERVICE[1], POD_ELSEWHERE[0], POD_ELSEWHERE[1],
+    ));
+    // What answers to the gateway itself takes the cluster's own network.
+    routes(other, "10.1.1.0/24 via 198.51.100.2", "fd00:1:1::/64 via 2001:db8:1::2");
+    // The far end of the interface passes on what comes out of it, its own packets included.
+    remote.set_sysctl("net/ipv4/ip_forward", "1");
+    remote.set_sysctl("net/ipv6/conf/all/forwarding", "1");
+    remote.set_sysctl("net/ipv4/conf/node/accept_local", "1");
+    remote.nft("table inet seen {\ncounter told {}\nchain pre {\ntype filter hook prerouting priority raw\nicmp type redirect counter name told\n}\n}\n");
+    for (family, address, via) in
+        [("-4", "10.1.2.0/24", "203.0.113.2"), ("-6", "fd00:1:2::/64", "2001:db8:2::2")]
+    {
+        remote.run(&format!("ip {family} rule add iif node to {address} lookup 77"));
+        remote.run(&format!("ip {family} route add {address} via {via} table 77"));
+    }
+    for address in POD_ELSEWHERE {
+        node.run(&format!("ip neigh replace {address} dev podspan0 lladdr 02:00:00:00:00:02 nud permanent"));
+    }
+    let told = || {
+        let printed = remote.run("nft list counter inet seen told");
+        !printed.contains("packets 0 ")
+    };
+    let direct = |f: usize| talk(remote, Some(REMOTE[f]), other, POD_ELSEWHERE[f], None);
+    net.with_podspan(|| {
+        for f in 0..2 {
+            assert!(direct(f).is_err(), "natively the network drops it");
+        }
+    });
+    let delivered = ["10.1.2.0/24", "fd00:1:2::/64"].map(|cidr| cidr.parse().unwrap()).into();
+    let delivery = PodDelivery { table: 7184, routes: delivered };
+    net.with(HostDesired { pod_delivery: Some(delivery), ..desired() }, || {
+        for f in 0..2 {
+            let talked = direct(f).unwrap();
+            assert_eq!(talked.seen, REMOTE[f], "the source stays");
+            let service = Some((SERVICE[f], SERVICE_ELSEWHERE));
+            let talked = talk(remote, Some(REMOTE[f]), other, POD_ELSEWHERE[f], service).unwrap();
+            assert_eq!(talked.seen, HOST[f], "the answer comes back to the gateway that translated");
+            // As ever.
+            assert_eq!(talk(node, None, other, POD_ELSEWHERE[f], None).unwrap().seen, NODE_TO_OTHER[f]);
+        }
+        let tracked = node.run("conntrack -L") + &node.run("conntrack -L -f ipv6");
+        assert!(!tracked.contains(&format!("src={} dst={} ", REMOTE[0], POD_ELSEWHERE[0])), "{tracked}");
+        assert!(!told(), "nobody is to send straight to the other node");
+    });
+    node.run("nft delete chain inet podspan redirects");
+    direct(0).unwrap();
+    assert!(told(), "without the chain the kernel tells so");
 }
 
 #[test]

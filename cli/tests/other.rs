@@ -4,8 +4,9 @@
 
 mod support;
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 use support::Bench;
 
@@ -35,7 +36,7 @@ fn completions_know_the_commands() {
 fn the_bash_completion_is_valid_bash() {
     let bench = Bench::new();
     fs::write(bench.path("c.bash"), bench.ok("completions bash")).unwrap();
-    let status = std::process::Command::new("bash").arg("-n").arg(bench.path("c.bash")).status().unwrap();
+    let status = Command::new("bash").arg("-n").arg(bench.path("c.bash")).status().unwrap();
     assert!(status.success());
 }
 
@@ -63,9 +64,15 @@ fn help_has_examples_everywhere_it_matters() {
 /// A `podspan-agent` that tells how it was called.
 fn stub(bench: &Bench, dir: &str) {
     fs::create_dir(bench.path(dir)).unwrap();
-    let path = bench.path(&format!("{dir}/podspan-agent"));
-    fs::write(&path, format!("#!/bin/sh\necho {dir} \"$@\"\nexit 7\n")).unwrap();
-    fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    let script = bench.path(&format!("{dir}/script"));
+    fs::write(&script, format!("#!/bin/sh\necho {dir} \"$@\"\nexit 7\n")).unwrap();
+    install(&script, &bench.path(&format!("{dir}/podspan-agent")));
+}
+
+/// Copies a program. Not in this process: children that other tests start meanwhile would hold the file open for
+/// writing for a moment, and such a file cannot be run (`ETXTBSY`).
+fn install(from: &Path, to: &Path) {
+    assert!(Command::new("install").args(["-m", "755"]).args([from, to]).status().unwrap().success());
 }
 
 #[test]
@@ -75,10 +82,10 @@ fn agent_hands_over_to_the_program_beside_it_then_to_that_in_the_path() {
     stub(&bench, "path");
     fs::create_dir(bench.path("alone")).unwrap();
     for dir in ["beside", "alone"] {
-        fs::copy(env!("CARGO_BIN_EXE_podspan"), bench.path(&format!("{dir}/podspan"))).unwrap();
+        install(Path::new(env!("CARGO_BIN_EXE_podspan")), &bench.path(&format!("{dir}/podspan")));
     }
     let run = |dir: &str, path: &str, words: &[&str]| {
-        let output = std::process::Command::new(bench.path(&format!("{dir}/podspan")))
+        let output = Command::new(bench.path(&format!("{dir}/podspan")))
             .args(words)
             .env("PATH", format!("{}:/usr/bin:/bin", bench.path(path).display()))
             .output()

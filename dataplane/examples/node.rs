@@ -68,6 +68,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             persistent_keepalive: keepalive,
             dial: *peer != "-",
             weight: 10,
+            relays: false,
         }],
         routes: vec![route(format!("10.20{other}.0.0/24"))?, route(format!("fd00:20{other}::/64"))?],
         clusters: vec![],

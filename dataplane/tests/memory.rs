@@ -94,6 +94,7 @@ fn table(own: LaneKey, peers: &[(usize, LaneKey)], dial: bool) -> Arc<Table> {
         persistent_keepalive: None,
         dial,
         weight: 10,
+        relays: false,
     };
     let route = |&(n, _): &(usize, LaneKey)| RouteSpec {
         cidr: format!("10.{}.{}.0/24", 64 + (n >> 8), n & 0xff).parse().unwrap(),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cidr::{Cidr, CidrSet};
 use crate::keys::LaneKey;
-use crate::names::{ClusterId, ClusterSetId, NodeId};
+use crate::names::{ClusterId, ClusterSetId, NodeId, NodeName};
 use crate::record::Version;
 use crate::time::UnixTime;
 use crate::trust::RefusalKind;
@@ -28,6 +28,10 @@ pub struct Status {
     pub broker: BrokerStatus,
     /// The other clusters, by id.
     pub clusters: Vec<ClusterStatus>,
+    /// How what comes from other clusters gets from a gateway to pods on other nodes of this cluster; none where it
+    /// takes the cluster's own network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delivery: Option<DeliveryStatus>,
     /// What podspan has in the kernel, and what of it does not stand as it should.
     pub kernel: KernelStatus,
     /// Pods attached through the CNI plugin.
@@ -412,6 +416,45 @@ pub struct WorkerStatus {
     pub failed: Option<String>,
     /// Packets dropped that no peer could be charged with, by cause.
     pub drops: BTreeMap<String, u64>,
+}
+
+/// The tunnels inside this cluster, and what they are used for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveryStatus {
+    /// The setting: `tunnel` or `auto`.
+    pub mode: String,
+    /// The nodes of this cluster with which tunnels are held, by name: the gateways; seen from a gateway all.
+    pub nodes: Vec<DeliveryNode>,
+}
+
+impl DeliveryStatus {
+    /// How many nodes are handed packets `by` this way: `native` or `tunnel`.
+    #[must_use]
+    pub fn count(&self, by: &str) -> usize {
+        self.nodes.iter().filter(|node| node.by.as_deref() == Some(by)).count()
+    }
+}
+
+/// Another node of this cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveryNode {
+    /// Its name.
+    pub node: NodeName,
+    /// Whether it is a gateway.
+    pub gateway: bool,
+    /// How it is handed packets, `native` or `tunnel`; none unless this node is a gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
+    /// How well the tunnel to it stands.
+    pub state: Reachability,
+    /// What probes say of the tunnel.
+    #[serde(default)]
+    pub liveness: Liveness,
 }
 
 /// What podspan has in the kernel.

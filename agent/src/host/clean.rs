@@ -56,7 +56,8 @@ pub async fn clean(settings: &HostSettings, tunnel: &Tunnel) -> Result<Vec<Strin
         ));
     }
     let state = state.unwrap_or_default();
-    let tables: BTreeSet<u32> = state.tables.iter().copied().chain([tunnel.table]).collect();
+    let tables: BTreeSet<u32> =
+        state.tables.iter().copied().chain([tunnel.table, tunnel.delivery_table()]).collect();
     let interfaces: BTreeSet<String> =
         state.interfaces.iter().cloned().chain([tunnel.interface.clone()]).collect();
     match Netlink::open() {
@@ -96,8 +97,7 @@ async fn kernel(
 ) -> io::Result<()> {
     for rule in netlink.rules().await? {
         if rule.protocol == PROTOCOL && tables.contains(&rule.table) {
-            let rule =
-                Rule { ipv6: rule.ipv6, priority: rule.priority, table: rule.table, fwmark: rule.fwmark };
+            let rule = Rule::observed(&rule);
             report.note(rule.to_string(), netlink.remove_rule(&rule).await);
         }
     }

@@ -177,13 +177,15 @@ impl Engine {
         let mut problems = Vec::new();
         if cause == Cause::Set {
             self.attempts.forgive(Instant::now());
-            let new = self.state.tables.insert(desired.table)
-                | self.state.interfaces.insert(desired.interface.clone());
+            let before = self.state.tables.clone();
+            self.state.tables.extend(desired.tables());
+            let new = before != self.state.tables || !self.state.interfaces.contains(&desired.interface);
+            self.state.interfaces.insert(desired.interface.clone());
             // Unwritten it only costs a later clean the knowledge of a table number that the settings no
             // longer name; tunnels matter more.
             if new && let Err(error) = self.state.store(&self.state_dir) {
                 problems.push(format!("state directory {}: {error}", self.state_dir.display()));
-                self.state.tables.remove(&desired.table);
+                self.state.tables = before;
             }
         }
         self.look_at_nft(&desired, dirty.nft).await;
@@ -192,7 +194,7 @@ impl Engine {
         for round in 0..ROUNDS {
             observed = self.observe(&desired).await?;
             let mut known = self.state.tables.clone();
-            known.insert(desired.table);
+            known.extend(desired.tables());
             plan = plan::plan(&desired, &observed, &known);
             if round + 1 == ROUNDS || !self.carry_out(&plan, cause).await {
                 break;
@@ -357,7 +359,7 @@ impl Engine {
             addresses.extend(all.into_iter().filter(|a| a.index == link.index).map(|a| a.observed));
         }
         let mut routes = Vec::new();
-        let tables: BTreeSet<u32> = self.state.tables.iter().copied().chain([desired.table]).collect();
+        let tables: BTreeSet<u32> = self.state.tables.iter().copied().chain(desired.tables()).collect();
         for table in &tables {
             routes.extend(self.netlink.routes(*table).await?);
         }

@@ -7,8 +7,8 @@
 //! | --- | --- |
 //! | interface | its alias ([`ALIAS`]); a TUN of the name without any alias is taken over |
 //! | addresses | `IFA_PROTO` [`PROTOCOL`], on that interface |
-//! | routes | protocol [`PROTOCOL`] in podspan's own table |
-//! | rules | `FRA_PROTOCOL` [`PROTOCOL`], leading to that table |
+//! | routes | protocol [`PROTOCOL`] in podspan's own tables |
+//! | rules | `FRA_PROTOCOL` [`PROTOCOL`], leading to these tables |
 //! | nftables table `inet podspan` | its comment ([`nft::COMMENT`]) |
 //! | sysctls of others | the state directory, written before the first change |
 //!
@@ -44,7 +44,7 @@ mod tests_support;
 pub use clean::{CleanError, clean};
 pub use facts::{DefaultRoute, Facts, Interface, facts};
 pub use model::{
-    HostDesired, NftState, Observed, ObservedAddress, ObservedLink, ObservedRoute, ObservedRule,
+    HostDesired, NftState, Observed, ObservedAddress, ObservedLink, ObservedRoute, ObservedRule, PodDelivery,
 };
 
 /// The number by which podspan's routes, rules and addresses are known (`rtm_protocol`, `FRA_PROTOCOL`,

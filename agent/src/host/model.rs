@@ -38,9 +38,52 @@ pub struct HostDesired {
     pub cluster_service_cidrs: CidrSet,
     /// The interfaces by which the other nodes of this cluster are reached.
     pub underlay: Vec<String>,
+    /// What a gateway hands to other nodes of its cluster through tunnels; none where the cluster's own network
+    /// brings everything there.
+    pub pod_delivery: Option<PodDelivery>,
+}
+
+/// What goes from a gateway to pods on other nodes of its cluster through tunnels, instead of over the cluster's own
+/// network: of that which came out of podspan's interface, and of nothing else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodDelivery {
+    /// The routing table that only such packets look up.
+    pub table: u32,
+    /// The pod CIDRs of the other nodes. These routes have no MTU: what a path takes, the data plane says, whose
+    /// messages suit translated connections too.
+    pub routes: Vec<Cidr>,
 }
 
 impl HostDesired {
+    /// podspan's routing tables.
+    pub fn tables(&self) -> impl Iterator<Item = u32> {
+        [self.table].into_iter().chain(self.pod_delivery.as_ref().map(|delivery| delivery.table))
+    }
+
+    /// The pod CIDRs that are handed to other nodes, sorted, and why others are not: what is this node's own would
+    /// go out by the way it came in.
+    #[must_use]
+    pub fn usable_deliveries(&self) -> (Vec<Cidr>, Vec<String>) {
+        let mut refused = Vec::new();
+        let Some(delivery) = &self.pod_delivery else { return (Vec::new(), refused) };
+        let wanted: CidrSet = delivery.routes.iter().copied().collect();
+        let usable = wanted
+            .iter()
+            .copied()
+            .filter(|route| match self.local_pod_cidrs.iter().find(|own| own.overlaps(route)) {
+                Some(own) => {
+                    refused.push(format!(
+                        "route {route} to another node of this cluster: not installed, it overlaps this node's pod \
+                         CIDR {own}; give each node a pod CIDR of its own"
+                    ));
+                    false
+                }
+                None => true,
+            })
+            .collect();
+        (usable, refused)
+    }
+
     /// The host's own address of one family, the preferred source of that family's routes.
     #[must_use]
     pub fn host_address(&self, ipv6: bool) -> Option<IpAddr> {
@@ -168,8 +211,10 @@ pub struct ObservedRule {
     pub protocol: u8,
     /// The mark it selects.
     pub fwmark: Option<u32>,
-    /// Whether it has the shape of podspan's rules: inverted, whole mark compared, nothing else selected, and
-    /// a plain lookup.
+    /// The interface by which packets come that it selects.
+    pub interface: Option<String>,
+    /// Whether it has the shape of one of podspan's rules: inverted and whole mark compared, or the interface
+    /// compared; nothing else selected, and a plain lookup.
     pub plain: bool,
 }
 

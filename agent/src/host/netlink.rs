@@ -493,8 +493,8 @@ fn rule(message: &RuleMessage) -> ObservedRule {
         table: u32::from(header.table),
         protocol: 0,
         fwmark: None,
+        interface: None,
         plain: header.action == RuleAction::ToTable
-            && header.flags.contains(RuleFlags::Invert)
             && header.src_len == 0
             && header.dst_len == 0
             && header.tos == 0,
@@ -508,8 +508,8 @@ fn rule(message: &RuleMessage) -> ObservedRule {
             RuleAttribute::FwMask(mask) => observed.plain &= *mask == u32::MAX,
             // The kernel names "no suppression" as all ones.
             RuleAttribute::SuppressPrefixLen(length) => observed.plain &= *length == u32::MAX,
-            RuleAttribute::Iifname(_)
-            | RuleAttribute::Oifname(_)
+            RuleAttribute::Iifname(name) => observed.interface = Some(name.clone()),
+            RuleAttribute::Oifname(_)
             | RuleAttribute::UidRange(_)
             | RuleAttribute::IpProtocol(_)
             | RuleAttribute::SourcePortRange(_)
@@ -518,6 +518,9 @@ fn rule(message: &RuleMessage) -> ObservedRule {
             _ => {}
         }
     }
+    // Either all that is not marked, or what came by an interface.
+    observed.plain &= observed.fwmark.is_some() != observed.interface.is_some();
+    observed.plain &= header.flags.contains(RuleFlags::Invert) == observed.interface.is_none();
     observed
 }
 
@@ -525,7 +528,10 @@ fn rule_message(rule: &Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = family(rule.ipv6);
     message.header.action = RuleAction::ToTable;
-    message.header.flags = RuleFlags::Invert;
+    match &rule.interface {
+        Some(interface) => message.attributes.push(RuleAttribute::Iifname(interface.clone())),
+        None => message.header.flags = RuleFlags::Invert,
+    }
     message.attributes.push(RuleAttribute::Table(rule.table));
     message.attributes.push(RuleAttribute::Priority(rule.priority));
     message.attributes.push(RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)));

@@ -8,6 +8,8 @@
 //! | `transit` | prerouting raw | exempts from connection tracking what only passes through this gateway to a pod of another node: the reply takes another way, tracking would see half a connection, and kube-proxy drops what looks invalid |
 //! | `mss` | forward mangle | clamps the TCP maximum segment size to the MTU of the route to the other cluster, both ways |
 //! | `leak_forward`, `leak_output` | forward, output filter | drops what is bound for a remote CIDR and would leave in clear, by any other interface |
+//! | `redirects` | output filter | where packets go to other nodes of this cluster by the way they came in: nobody is told to send them there straight |
+//! | `errors` | forward, filter | in the same case: what the data plane says of packets that it cannot hand on comes from this host |
 //! | `source` | postrouting srcnat - 50 | keeps pods' source addresses, gives the host's traffic an address the far side can answer, and brings service traffic back |
 //!
 //! An accept in one nat chain does not keep another from masquerading; a translation of the source to itself
@@ -39,9 +41,13 @@ pub fn render(desired: &HostDesired) -> String {
     set(&mut text, "local_pods", &desired.local_pod_cidrs.iter().copied().collect::<Vec<_>>());
     set(&mut text, "cluster_pods", &desired.cluster_pod_cidrs.iter().copied().collect::<Vec<_>>());
     let interface = format!("\"{}\"", desired.interface);
-    transit(&mut text, &interface);
+    transit(&mut text, &interface, desired);
     mss(&mut text, &interface);
     leak(&mut text, &interface, desired.fwmark);
+    if desired.pod_delivery.is_some() {
+        redirects(&mut text, &interface);
+        errors(&mut text, &interface, desired);
+    }
     source(&mut text, &interface, desired);
     text.push_str("}\n");
     text
@@ -83,13 +89,20 @@ fn chain(text: &mut String, name: &str, hook: &str, rules: &[(String, &str)]) {
 /// protocol's name.
 const FAMILIES: [(&str, &str, &str); 2] = [("ip", "4", "ipv4"), ("ip6", "6", "ipv6")];
 
-fn transit(text: &mut String, interface: &str) {
-    let rules = FAMILIES.map(|(ip, n, _)| {
+fn transit(text: &mut String, interface: &str, desired: &HostDesired) {
+    let mut rules = Vec::from(FAMILIES.map(|(ip, n, _)| {
         (
             format!("iifname {interface} {ip} daddr @cluster_pods{n} {ip} daddr != @local_pods{n} notrack"),
             "transit to another node's pod: the reply takes another way",
         )
-    });
+    }));
+    if desired.pod_delivery.is_some() {
+        // What was not tracked is nothing that they could be related to.
+        rules.extend(FAMILIES.map(|(ip, n, _)| {
+            let error = error(ip, n);
+            (format!("iifname {interface} {error} notrack"), "what the data plane says of transit")
+        }));
+    }
     chain(text, "transit", "filter hook prerouting priority raw", &rules);
 }
 
@@ -128,6 +141,44 @@ fn leak(text: &mut String, interface: &str, fwmark: u32) {
     chain(text, "leak_output", "filter hook output priority filter", &output);
 }
 
+/// The kernel sends redirects for what leaves by the interface by which it came; IPv4's switch is one for all
+/// interfaces (`send_redirects` counts together with that of conf/all), and those are not podspan's.
+fn redirects(text: &mut String, interface: &str) {
+    let rules = ["icmp type redirect", "icmpv6 type nd-redirect"].map(|kind| {
+        (
+            format!("oifname {interface} {kind} drop"),
+            "packets are handed to other nodes by the way they came in",
+        )
+    });
+    chain(text, "redirects", "filter hook output priority filter", &rules);
+}
+
+/// What the data plane says of a packet from another cluster that cannot be handed on: it comes in by the interface,
+/// as if from the pod.
+fn error(ip: &str, n: &str) -> String {
+    let kinds = match ip {
+        "ip" => "icmp type destination-unreachable",
+        _ => "icmpv6 type { destination-unreachable, packet-too-big }",
+    };
+    format!("{ip} saddr @cluster_pods{n} {ip} daddr @remote{n} {kinds}")
+}
+
+/// Other clusters take nothing from the address of another node's pod but from that node: such a message has to come
+/// from this host's own. Written without connection tracking, which has no connection for it; and only when it is
+/// forwarded, since the kernel takes nothing in that comes from an address of its own.
+fn errors(text: &mut String, interface: &str, desired: &HostDesired) {
+    let rules: Vec<_> = FAMILIES
+        .into_iter()
+        .filter_map(|(ip, n, _)| {
+            let address = desired.host_address(ip == "ip6")?;
+            let error = error(ip, n);
+            let rule = format!("iifname {interface} oifname {interface} {error} {ip} saddr set {address}");
+            Some((rule, "what the data plane says of transit comes from this host"))
+        })
+        .collect();
+    chain(text, "errors", "filter hook forward priority filter", &rules);
+}
+
 fn source(text: &mut String, interface: &str, desired: &HostDesired) {
     let mut rules = Vec::new();
     for (ip, n, family) in FAMILIES {
@@ -139,6 +190,15 @@ fn source(text: &mut String, interface: &str, desired: &HostDesired) {
             ),
             "service traffic comes back through this gateway",
         ));
+        // Without a tunnel to the node the rule above does it; in front of those that keep the source.
+        if desired.pod_delivery.is_some() {
+            rules.push((
+                format!(
+                    "iifname {interface} oifname {interface} ct status dnat {ip} daddr @cluster_pods{n} masquerade"
+                ),
+                "service traffic that is handed to another node comes back through this gateway",
+            ));
+        }
         rules.push((
             format!("{ip} saddr @remote{n} {ip} daddr @cluster_pods{n} snat {ip} to {ip} saddr"),
             "from remote pods: the source stays",
@@ -168,13 +228,28 @@ mod tests {
 
     #[test]
     fn golden() {
-        let text = render(&desired());
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/host/golden.nft");
+        is_golden("golden.nft", &render(&desired()));
+    }
+
+    fn is_golden(name: &str, text: &str) {
+        let path = format!("{}/src/host/{name}", env!("CARGO_MANIFEST_DIR"));
         if std::env::var_os("PODSPAN_BLESS").is_some() {
-            std::fs::write(path, &text).unwrap();
+            std::fs::write(&path, text).unwrap();
         }
         let golden = std::fs::read_to_string(path).unwrap();
         assert_eq!(text, golden, "run with PODSPAN_BLESS=1 to accept the change");
+    }
+
+    #[test]
+    fn golden_of_a_gateway_that_hands_packets_to_other_nodes() {
+        let delivery = crate::host::PodDelivery { table: 7184, routes: vec![] };
+        let with = render(&HostDesired { pod_delivery: Some(delivery), ..desired() });
+        is_golden("golden-delivery.nft", &with);
+        let without = render(&desired());
+        assert!(without.lines().all(|line| with.lines().any(|other| other == line)), "nothing is taken away");
+        let at = |rule: &str| with.find(rule).unwrap_or_else(|| panic!("{rule}: {with}"));
+        assert!(at("ct status dnat ip daddr @cluster_pods4") < at("ip saddr @remote4"));
+        assert!(at("ct status dnat ip6 daddr @cluster_pods6") < at("ip6 saddr @remote6"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! From what should stand and what stands to the steps between: a pure function.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -82,7 +82,7 @@ pub struct Route {
     pub metric: Option<u32>,
 }
 
-/// A rule as podspan makes it: what does not carry the mark looks up the table.
+/// A rule as podspan makes it: what does not carry the mark looks up the table, or what came by the interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Whether it is of IPv6.
@@ -91,8 +91,10 @@ pub struct Rule {
     pub priority: u32,
     /// The table.
     pub table: u32,
-    /// The mark of outer packets, which do not look it up; none only in a rule to be removed.
+    /// The mark of outer packets, which do not look it up.
     pub fwmark: Option<u32>,
+    /// The interface by which packets come that look it up; without a mark then.
+    pub interface: Option<String>,
 }
 
 impl Step {
@@ -115,6 +117,20 @@ impl Step {
                 format!("leftover route {} in table {}", route.destination, route.table)
             }
             Self::RemoveAddress { address, length, .. } => format!("leftover address {address}/{length}"),
+        }
+    }
+}
+
+impl Rule {
+    /// A rule that was read back, to be removed.
+    #[must_use]
+    pub fn observed(rule: &ObservedRule) -> Self {
+        Self {
+            ipv6: rule.ipv6,
+            priority: rule.priority,
+            table: rule.table,
+            fwmark: rule.fwmark,
+            interface: rule.interface.clone(),
         }
     }
 }
@@ -166,6 +182,8 @@ pub fn plan(desired: &HostDesired, observed: &Observed, known_tables: &BTreeSet<
     };
     let (usable, refused) = desired.usable_routes();
     plan.refused = refused;
+    let (delivered, refused) = desired.usable_deliveries();
+    plan.refused.extend(refused);
     let link = own_link(desired, observed, &mut plan.refused);
 
     if let Some(link) = link {
@@ -198,7 +216,10 @@ pub fn plan(desired: &HostDesired, observed: &Observed, known_tables: &BTreeSet<
     if let Some(link) = link {
         addresses(desired, observed, link, ipv6, &mut plan.steps);
     }
-    let removals = routes(desired, observed, link, ipv6, &usable, known_tables, &mut plan);
+    let wanted: Vec<Route> = wanted_routes(desired, &usable, &delivered)
+        .filter(|route| ipv6 || !route.destination.is_ipv6())
+        .collect();
+    let removals = routes(desired, observed, link, &wanted, known_tables, &mut plan);
     let rule_removals = rules(desired, observed, ipv6, known_tables, &mut plan.steps);
     plan.steps.extend(rule_removals);
     plan.steps.extend(removals);
@@ -301,73 +322,94 @@ fn remove_addresses(
     }
 }
 
+/// Every route that should stand, but for the interface.
+fn wanted_routes<'a>(
+    desired: &'a HostDesired,
+    usable: &'a [Cidr],
+    delivered: &'a [Cidr],
+) -> impl Iterator<Item = Route> + 'a {
+    let remote = usable.iter().map(|destination| Route {
+        table: desired.table,
+        destination: *destination,
+        interface: None,
+        source: desired.host_address(destination.is_ipv6()),
+        mtu: desired.route_mtu(destination),
+        metric: None,
+    });
+    // Only what is forwarded takes these: there is no source to prefer.
+    let inside = desired.pod_delivery.iter().flat_map(move |delivery| {
+        delivered.iter().map(move |destination| Route {
+            table: delivery.table,
+            destination: *destination,
+            interface: None,
+            source: None,
+            mtu: None,
+            metric: None,
+        })
+    });
+    remote.chain(inside)
+}
+
 /// Pushes what is to be added and returns what is to be removed.
 fn routes(
     desired: &HostDesired,
     observed: &Observed,
     link: Option<&ObservedLink>,
-    ipv6: bool,
-    usable: &[Cidr],
+    wanted: &[Route],
     known_tables: &BTreeSet<u32>,
     plan: &mut Plan,
 ) -> Vec<Step> {
+    let current = |table: u32| desired.tables().any(|own| own == table);
     let owned = |route: &ObservedRoute| {
-        route.protocol == PROTOCOL && (route.table == desired.table || known_tables.contains(&route.table))
+        route.protocol == PROTOCOL && (current(route.table) || known_tables.contains(&route.table))
     };
-    let wanted =
-        |destination: &Cidr| (ipv6 || !destination.is_ipv6()) && usable.binary_search(destination).is_ok();
     // By destination, so that hundreds of routes against hundreds stay cheap.
-    let mut standing: std::collections::BTreeMap<Cidr, Vec<&ObservedRoute>> =
-        std::collections::BTreeMap::new();
-    for route in observed.routes.iter().filter(|route| route.table == desired.table) {
-        standing.entry(route.destination).or_default().push(route);
+    let mut standing: BTreeMap<(u32, Cidr), Vec<&ObservedRoute>> = BTreeMap::new();
+    for route in observed.routes.iter().filter(|route| current(route.table)) {
+        standing.entry((route.table, route.destination)).or_default().push(route);
     }
-    let mut kept: Vec<&ObservedRoute> = Vec::new();
+    let mut kept: HashSet<*const ObservedRoute> = HashSet::new();
     if let Some(link) = link {
-        for destination in usable.iter().filter(|destination| ipv6 || !destination.is_ipv6()) {
-            let source = desired.host_address(destination.is_ipv6());
-            let route = Route {
-                table: desired.table,
-                destination: *destination,
-                interface: Some(link.index),
-                source,
-                mtu: desired.route_mtu(destination),
-                metric: None,
-            };
-            let here = standing.get(destination).map(Vec::as_slice).unwrap_or_default();
+        for route in wanted {
+            let route = Route { interface: Some(link.index), ..route.clone() };
+            let (table, destination) = (route.table, route.destination);
+            let here = standing.get(&(table, destination)).map(Vec::as_slice).unwrap_or_default();
             let metric = default_metric(destination.is_ipv6());
             let same_key: Vec<_> = here.iter().filter(|route| route.metric == metric).collect();
             let right = |other: &ObservedRoute| {
                 other.plain
                     && other.interface == Some(link.index)
-                    && other.source == source
+                    && other.source == route.source
                     && other.mtu == route.mtu
             };
             if let Some(foreign) = same_key.iter().find(|route| !owned(route)) {
                 plan.refused.push(format!(
-                    "route {destination} in table {}: another program's route (protocol {}) is in its place and \
+                    "route {destination} in table {table}: another program's route (protocol {}) is in its place and \
                      is left alone; remove it or configure another table for podspan",
-                    desired.table, foreign.protocol
+                    foreign.protocol
                 ));
                 // What of podspan's stands beside it stays: it is no worse than nothing.
-                kept.extend(here.iter().filter(|route| owned(route)));
+                kept.extend(here.iter().filter(|route| owned(route)).map(|route| std::ptr::from_ref(*route)));
             } else if let Some(good) = same_key.iter().find(|route| right(route)) {
-                kept.push(good);
+                kept.insert(std::ptr::from_ref(**good));
             } else if let Some(bad) = same_key.first() {
                 plan.steps.push(Step::ReplaceRoute(route));
-                kept.push(bad);
+                kept.insert(std::ptr::from_ref(**bad));
             } else {
                 plan.steps.push(Step::AddRoute(route));
             }
         }
     }
+    let is_wanted = |route: &ObservedRoute| {
+        wanted.iter().any(|wanted| (wanted.table, wanted.destination) == (route.table, route.destination))
+    };
     observed
         .routes
         .iter()
         .filter(|route| owned(route))
-        .filter(|route| !kept.iter().any(|kept| std::ptr::eq(*kept, *route)))
+        .filter(|route| !kept.contains(&std::ptr::from_ref(*route)))
         // While the interface is away its routes are too; what is left of them waits for it.
-        .filter(|route| link.is_some() || route.table != desired.table || !wanted(&route.destination))
+        .filter(|route| link.is_some() || !is_wanted(route))
         .map(|route| {
             Step::RemoveRoute(Route {
                 table: route.table,
@@ -387,6 +429,25 @@ fn default_metric(ipv6: bool) -> u32 {
     if ipv6 { 1024 } else { 0 }
 }
 
+/// The rules of one family that should stand.
+fn wanted_rules(desired: &HostDesired, ipv6: bool) -> impl Iterator<Item = Rule> {
+    let remote = Rule {
+        ipv6,
+        priority: desired.rule_priority,
+        table: desired.table,
+        fwmark: Some(desired.fwmark),
+        interface: None,
+    };
+    let inside = desired.pod_delivery.as_ref().map(|delivery| Rule {
+        ipv6,
+        priority: desired.rule_priority,
+        table: delivery.table,
+        fwmark: None,
+        interface: Some(desired.interface.clone()),
+    });
+    [remote].into_iter().chain(inside)
+}
+
 /// Pushes what is to be added and returns what is to be removed.
 fn rules(
     desired: &HostDesired,
@@ -396,42 +457,34 @@ fn rules(
     steps: &mut Vec<Step>,
 ) -> Vec<Step> {
     let owned = |rule: &ObservedRule| {
-        rule.protocol == PROTOCOL && (rule.table == desired.table || known_tables.contains(&rule.table))
+        rule.protocol == PROTOCOL
+            && (desired.tables().any(|own| own == rule.table) || known_tables.contains(&rule.table))
     };
     let mut kept: Vec<&ObservedRule> = Vec::new();
     for family_is_v6 in [false, true] {
         if family_is_v6 && !ipv6 {
             continue;
         }
-        let right = observed.rules.iter().find(|rule| {
-            owned(rule)
-                && rule.plain
-                && rule.ipv6 == family_is_v6
-                && rule.priority == desired.rule_priority
-                && rule.table == desired.table
-                && rule.fwmark == Some(desired.fwmark)
-        });
-        match right {
-            Some(rule) => kept.push(rule),
-            None => steps.push(Step::AddRule(Rule {
-                ipv6: family_is_v6,
-                priority: desired.rule_priority,
-                table: desired.table,
-                fwmark: Some(desired.fwmark),
-            })),
+        for wanted in wanted_rules(desired, family_is_v6) {
+            let right = observed.rules.iter().find(|rule| {
+                owned(rule)
+                    && rule.plain
+                    && rule.ipv6 == wanted.ipv6
+                    && rule.priority == wanted.priority
+                    && rule.table == wanted.table
+                    && rule.fwmark == wanted.fwmark
+                    && rule.interface == wanted.interface
+            });
+            match right {
+                Some(rule) => kept.push(rule),
+                None => steps.push(Step::AddRule(wanted)),
+            }
         }
     }
     observed
         .rules
         .iter()
         .filter(|rule| owned(rule) && !kept.iter().any(|kept| std::ptr::eq(*kept, *rule)))
-        .map(|rule| {
-            Step::RemoveRule(Rule {
-                ipv6: rule.ipv6,
-                priority: rule.priority,
-                table: rule.table,
-                fwmark: rule.fwmark,
-            })
-        })
+        .map(|rule| Step::RemoveRule(Rule::observed(rule)))
         .collect()
 }

@@ -27,6 +27,7 @@ fn standing() -> Observed {
         table: desired.table,
         protocol: PROTOCOL,
         fwmark: Some(desired.fwmark),
+        interface: None,
         plain: true,
     };
     let route = |cidr: &podspan_wire::Cidr| ObservedRoute {
@@ -307,4 +308,110 @@ fn an_interface_name_that_nft_would_misread_is_refused() {
         assert_eq!(plan.steps, [], "{name}");
         assert!(plan.refused[0].contains("letters, digits"), "{:?}", plan.refused);
     }
+}
+
+/// Node 1 as a gateway that hands packets to two others, and a host on which that stands too.
+fn handing() -> (HostDesired, Observed) {
+    let routes = ["10.1.2.0/24", "10.1.3.0/24", "fd00:1:3::/64"].map(|cidr| cidr.parse().unwrap()).to_vec();
+    let desired =
+        HostDesired { pod_delivery: Some(PodDelivery { table: 7184, routes: routes.clone() }), ..desired() };
+    let mut observed = standing();
+    observed.routes.extend(routes.iter().map(|cidr| ObservedRoute {
+        table: 7184,
+        destination: *cidr,
+        protocol: PROTOCOL,
+        interface: Some(INDEX),
+        source: None,
+        mtu: None,
+        metric: if cidr.is_ipv6() { 1024 } else { 0 },
+        plain: true,
+    }));
+    observed.rules.extend([false, true].map(|ipv6| ObservedRule {
+        ipv6,
+        priority: desired.rule_priority,
+        table: 7184,
+        protocol: PROTOCOL,
+        fwmark: None,
+        interface: Some("podspan0".into()),
+        plain: true,
+    }));
+    (desired, observed)
+}
+
+#[test]
+fn what_is_handed_to_other_nodes_has_a_table_and_a_rule_of_its_own() {
+    let (desired, observed) = handing();
+    let known = BTreeSet::from([7183, 7184]);
+    assert_eq!(plan(&desired, &observed, &known), Plan::default());
+    let names = |plan: &Plan| plan.steps.iter().map(name).collect::<Vec<_>>();
+    let bare = plan(&desired, &standing(), &known);
+    assert_eq!(
+        names(&bare),
+        [
+            "add route 10.1.2.0/24 in table 7184",
+            "add route 10.1.3.0/24 in table 7184",
+            "add route fd00:1:3::/64 in table 7184",
+            "add IPv4 rule 5183 to table 7184",
+            "add IPv6 rule 5183 to table 7184",
+        ]
+    );
+    assert_eq!(bare.refused, Vec::<String>::new());
+    let Some(Step::AddRule(rule)) = bare.steps.iter().rfind(|step| matches!(step, Step::AddRule(_))) else {
+        panic!("{bare:?}")
+    };
+    assert_eq!((rule.fwmark, rule.interface.as_deref()), (None, Some("podspan0")));
+
+    // Delivered natively again: rules first, and nothing of it stays.
+    assert_eq!(
+        names(&plan(&super::tests_support::desired(), &observed, &known)),
+        [
+            "leftover IPv4 rule 5183 to table 7184",
+            "leftover IPv6 rule 5183 to table 7184",
+            "leftover route 10.1.2.0/24 in table 7184",
+            "leftover route 10.1.3.0/24 in table 7184",
+            "leftover route fd00:1:3::/64 in table 7184",
+        ]
+    );
+}
+
+#[test]
+fn what_is_wrong_in_the_table_of_other_nodes_is_put_right_and_what_is_foreign_stays() {
+    let (desired, mut observed) = handing();
+    let known = BTreeSet::from([7183]);
+    let last = observed.rules.len() - 1;
+    // Another program has made the rule an inverted one; a route has an MTU, and one is not podspan's.
+    observed.rules[last].plain = false;
+    let first = observed.routes.iter().position(|route| route.table == 7184).unwrap();
+    observed.routes[first].mtu = Some(1300);
+    observed.routes[first + 1].protocol = 4;
+    observed.routes.push(ObservedRoute {
+        table: 7184,
+        destination: "10.77.0.0/16".parse().unwrap(),
+        protocol: 4,
+        interface: Some(3),
+        source: None,
+        mtu: None,
+        metric: 0,
+        plain: true,
+    });
+    let plan = plan(&desired, &observed, &known);
+    assert_eq!(
+        plan.steps.iter().map(name).collect::<Vec<_>>(),
+        [
+            "replace route 10.1.2.0/24 in table 7184",
+            "add IPv6 rule 5183 to table 7184",
+            "leftover IPv6 rule 5183 to table 7184",
+        ]
+    );
+    assert_eq!(plan.refused.len(), 1, "{:?}", plan.refused);
+    assert!(plan.refused[0].contains("10.1.3.0/24 in table 7184"));
+}
+
+#[test]
+fn what_is_this_nodes_own_is_handed_to_nobody() {
+    let (mut desired, _) = handing();
+    desired.pod_delivery.as_mut().unwrap().routes.push("10.1.1.128/25".parse().unwrap());
+    let (usable, refused) = desired.usable_deliveries();
+    assert_eq!(usable.len(), 3);
+    assert!(refused.len() == 1 && refused[0].contains("10.1.1.128/25"), "{refused:?}");
 }

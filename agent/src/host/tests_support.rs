@@ -23,5 +23,6 @@ pub(super) fn desired() -> HostDesired {
         cluster_pod_cidrs: set(&["10.1.0.0/16", "fd00:1::/32"]),
         cluster_service_cidrs: set(&["10.96.0.0/16"]),
         underlay: vec!["eth0".into()],
+        pod_delivery: None,
     }
 }

@@ -9,12 +9,15 @@
 //!                                     ▲                                                   │
 //!                                     └──────────── answer, by whatever way ◄─────────────┘
 //! ```
+//!
+//! In the same way the gateway asks the other nodes of its own cluster whether what comes from other clusters reaches
+//! them over the cluster's own network ([`crate::pod_delivery`]).
 
 pub mod packet;
 pub mod plan;
 pub mod verdict;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -22,7 +25,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use podspan_dataplane::Dataplane;
-use podspan_wire::{CidrSet, PROBE_PORT};
+use podspan_wire::{CidrSet, NodeId, PROBE_PORT};
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -30,6 +33,8 @@ use tracing::{debug, info, warn};
 
 pub use plan::Plan;
 
+use crate::pod_delivery::questions;
+use crate::pod_delivery::verdict::{self as delivery, Found};
 use packet::{LENGTH, Message};
 use verdict::Verdicts;
 
@@ -41,28 +46,54 @@ const ROUND: u32 = 2;
 const STANDBY: u32 = 20;
 /// Answers given each second, at most.
 const ANSWERS: u32 = 1000;
+/// Nodes of the own cluster that are asked in one [`TICK`] at most: 200 a second.
+const QUESTIONS: usize = 10;
 
 /// Asks as it is told, and answers. Ends with its last handle.
 #[derive(Debug)]
 pub struct Prober {
     plans: watch::Sender<Plan>,
     answers: Arc<AtomicU64>,
+    deliveries: watch::Receiver<Deliveries>,
+}
+
+/// What was found of the other nodes of the own cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Deliveries {
+    /// Of each that is to be asked.
+    pub found: BTreeMap<NodeId, Found>,
+    /// Why they cannot be asked, if so.
+    pub problem: Option<String>,
 }
 
 impl Prober {
-    /// Starts it, without anything to do.
+    /// Starts it, without anything to do. `remembered` are the nodes of the own cluster that needed the tunnel in the
+    /// agent's last life.
     #[must_use]
-    pub fn start(dataplane: &Arc<Dataplane>) -> Self {
+    pub fn start(dataplane: &Arc<Dataplane>, remembered: BTreeSet<NodeId>) -> Self {
         let (plans, receiver) = watch::channel(Plan::default());
+        let (deliveries_end, deliveries) = watch::channel(Deliveries::default());
         let answers = Arc::new(AtomicU64::new(0));
         let task = Task {
+            asking: Asking {
+                verdicts: delivery::Verdicts::new(remembered),
+                sockets: BTreeMap::new(),
+                problem: None,
+                told: deliveries_end,
+            },
             dataplane: Arc::downgrade(dataplane),
             plans: receiver,
             sockets: BTreeMap::new(),
             answers: Arc::clone(&answers),
         };
         tokio::spawn(task.run());
-        Self { plans, answers }
+        Self { plans, answers, deliveries }
+    }
+
+    /// What was found of the other nodes of the own cluster so far.
+    #[must_use]
+    pub fn deliveries(&self) -> Deliveries {
+        self.deliveries.borrow().clone()
     }
 
     /// Puts a plan in force. Even an unchanged one has it try again what did not work before.
@@ -84,6 +115,7 @@ struct Task {
     answers: Arc<AtomicU64>,
     /// One for each of the node's own addresses: nobody else's packets are seen.
     sockets: BTreeMap<IpAddr, UdpSocket>,
+    asking: Asking,
 }
 
 impl Task {
@@ -95,7 +127,10 @@ impl Task {
         let mut answers = Store::default();
         let mut buffer = [0; LENGTH + 1];
         loop {
-            let idle = self.plans.borrow().ways.is_empty();
+            let idle = {
+                let plan = self.plans.borrow();
+                plan.ways.is_empty() && plan.targets.is_empty()
+            };
             tokio::select! {
                 changed = self.plans.changed() => {
                     if changed.is_err() {
@@ -103,10 +138,12 @@ impl Task {
                     }
                     let own = self.plans.borrow_and_update().own.clone();
                     self.listen(&own);
+                    self.asking.follow(&self.plans.borrow());
                 }
                 _ = ticks.tick(), if !idle => {
                     self.conclude(&mut verdicts);
                     self.ask(tick, &mut verdicts);
+                    self.asking.ask(&self.plans.borrow());
                     tick = tick.wrapping_add(1);
                 }
                 (own, received) = receive(&self.sockets, &mut buffer) => match received {
@@ -115,6 +152,17 @@ impl Task {
                             self.answer(own, from, nonce);
                         }
                         Some(Message::Answer(nonce)) => drop(verdicts.answer(Instant::now(), nonce)),
+                        Some(Message::DeliveryQuestion { nonce, back })
+                            if self.may_ask(from)
+                                && self.plans.borrow().askers.contains(&back)
+                                && answers.take(Instant::now()) =>
+                        {
+                            self.tell_delivered(own, back, nonce);
+                        }
+                        Some(Message::Delivered(nonce)) => {
+                            self.asking.verdicts.answer(Instant::now(), nonce);
+                            self.asking.tell();
+                        }
                         _ => {}
                     },
                     Err(error) => {
@@ -154,6 +202,15 @@ impl Task {
         }
     }
 
+    /// Over the cluster's own network: not counted among those of [`Prober::answers`], which use gateways.
+    fn tell_delivered(&self, own: IpAddr, back: IpAddr, nonce: u64) {
+        let Some(socket) = self.sockets.get(&own).filter(|_| own.is_ipv4() == back.is_ipv4()) else { return };
+        if let Err(error) = socket.try_send_to(&Message::Delivered(nonce).write(), (back, PROBE_PORT).into())
+        {
+            debug!(%error, to = %back, "cannot answer a delivery question");
+        }
+    }
+
     fn ask(&self, tick: u32, verdicts: &mut Verdicts) {
         let Some(dataplane) = self.dataplane.upgrade() else { return };
         let now = Instant::now();
@@ -187,6 +244,85 @@ impl Task {
                 );
             }
             dataplane.set_forwarding(&gateway, forwards);
+        }
+    }
+}
+
+/// Asks the other nodes of the own cluster.
+struct Asking {
+    verdicts: delivery::Verdicts,
+    /// One for each foreign address.
+    sockets: BTreeMap<IpAddr, std::net::UdpSocket>,
+    problem: Option<String>,
+    told: watch::Sender<Deliveries>,
+}
+
+impl Asking {
+    /// Takes in whom to ask, and opens what is needed for it.
+    fn follow(&mut self, plan: &Plan) {
+        let nodes: Vec<(&NodeId, bool)> =
+            plan.targets.iter().map(|target| (&target.node, target.usable)).collect();
+        self.verdicts.follow(Instant::now(), &nodes);
+        let foreign: BTreeSet<IpAddr> =
+            plan.targets.iter().flat_map(|target| &target.ways).map(|way| way.foreign).collect();
+        self.sockets.retain(|address, _| foreign.contains(address));
+        self.problem = None;
+        for address in foreign {
+            if self.sockets.contains_key(&address) {
+                continue;
+            }
+            match questions::open(address) {
+                Ok(socket) => drop(self.sockets.insert(address, socket)),
+                Err(error) => {
+                    self.problem = Some(format!(
+                        "delivery auto: the nodes of this cluster cannot be asked with the address {address} of another \
+                         one, so that those not yet found to need a tunnel have none: {error} (the agent needs \
+                         CAP_NET_ADMIN)"
+                    ));
+                }
+            }
+        }
+        self.tell();
+    }
+
+    fn ask(&mut self, plan: &Plan) {
+        let now = Instant::now();
+        self.verdicts.judge(now);
+        let due = match self.problem {
+            // Who cannot be asked has not been silent.
+            Some(_) => Vec::new(),
+            None => self.verdicts.due(now, QUESTIONS),
+        };
+        for node in due {
+            let Ok(at) = plan.targets.binary_search_by(|target| target.node.cmp(&node)) else { continue };
+            let mut nonces = Vec::new();
+            for way in &plan.targets[at].ways {
+                let (Some(socket), Ok(nonce)) = (self.sockets.get(&way.foreign), getrandom::u64()) else {
+                    continue;
+                };
+                let question = Message::DeliveryQuestion { nonce, back: way.back }.write();
+                match socket.send_to(&question, (way.to, PROBE_PORT)) {
+                    Ok(_) => nonces.push(nonce),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    // As good as a network that does not bring it.
+                    Err(error) => {
+                        debug!(%error, %node, "cannot send a delivery question");
+                        nonces.push(nonce);
+                    }
+                }
+            }
+            self.verdicts.ask(now, &node, nonces);
+        }
+        self.tell();
+    }
+
+    fn tell(&mut self) {
+        let news = self.verdicts.news();
+        if news.is_some() || self.told.borrow().problem != self.problem {
+            self.told.send_modify(|told| {
+                told.found = news.unwrap_or_else(|| std::mem::take(&mut told.found));
+                told.problem.clone_from(&self.problem);
+            });
         }
     }
 }

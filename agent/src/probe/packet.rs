@@ -1,13 +1,16 @@
-//! Probes through a gateway on the wire: an ordinary UDP packet from one node's own address to another's, which
-//! the gateway has to forward like any other.
+//! Questions between agents on the wire: ordinary UDP packets. A probe through a gateway goes from one node's own
+//! address to another's, and the gateway has to forward it like any other. A delivery question goes from a gateway to
+//! a node of its own cluster, with a source of another cluster, and is answered to the address that it names.
 //!
 //! The payload is 32 bytes, all numbers big-endian; the answer is as long as the question:
 //!
 //! ```text
-//! magic "psth" (4) | version 1 (1) | type: 1 question, 2 answer (1) | zero (2) | nonce (8) | zeros (16)
+//! magic "psth" (4) | version 1 (1) | type (1) | zero (2) | nonce (8) | address (16)
+//! type: 1 question, 2 answer, 3 delivery question, 4 delivered; only 3 has an address (IPv4: mapped, RFC 4291
+//! section 2.5.5.2), the others have zeros
 //! ```
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// Length of the payload, bytes.
 pub const LENGTH: usize = 32;
@@ -23,6 +26,15 @@ pub enum Message {
     Question(u64),
     /// The answer to the question with this nonce.
     Answer(u64),
+    /// To be answered, to another address than that from which it came.
+    DeliveryQuestion {
+        /// Repeated in the answer.
+        nonce: u64,
+        /// Where the answer is to go.
+        back: IpAddr,
+    },
+    /// The answer to the delivery question with this nonce.
+    Delivered(u64),
 }
 
 impl Message {
@@ -39,6 +51,13 @@ impl Message {
         match payload[5] {
             1 => Some(Self::Question(nonce)),
             2 => Some(Self::Answer(nonce)),
+            3 => {
+                let mut address = [0; 16];
+                address.copy_from_slice(&payload[16..32]);
+                let back = IpAddr::V6(Ipv6Addr::from(address)).to_canonical();
+                Some(Self::DeliveryQuestion { nonce, back })
+            }
+            4 => Some(Self::Delivered(nonce)),
             _ => None,
         }
     }
@@ -52,6 +71,15 @@ impl Message {
         let (kind, nonce) = match self {
             Self::Question(nonce) => (1, nonce),
             Self::Answer(nonce) => (2, nonce),
+            Self::DeliveryQuestion { nonce, back } => {
+                let address = match back {
+                    IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+                    IpAddr::V6(v6) => v6,
+                };
+                payload[16..32].copy_from_slice(&address.octets());
+                (3, nonce)
+            }
+            Self::Delivered(nonce) => (4, nonce),
         };
         payload[5] = kind;
         payload[8..16].copy_from_slice(&nonce.to_be_bytes());
@@ -118,7 +146,14 @@ mod tests {
 
     #[test]
     fn messages_are_read_as_they_were_written() {
-        for message in [Message::Question(7), Message::Answer(u64::MAX)] {
+        let back = |address: &str| Message::DeliveryQuestion { nonce: 9, back: address.parse().unwrap() };
+        for message in [
+            Message::Question(7),
+            Message::Answer(u64::MAX),
+            back("10.1.1.0"),
+            back("fd00:10:1:1::"),
+            Message::Delivered(8),
+        ] {
             assert_eq!(Message::read(&message.write()), Some(message));
         }
         let mut other = Message::Question(7).write();
@@ -126,6 +161,9 @@ mod tests {
         assert_eq!(Message::read(&other), None);
         assert_eq!(Message::read(&Message::Question(7).write()[..31]), None);
         assert_eq!(Message::read(&[0; LENGTH]), None);
+        let mut unknown = Message::Question(7).write();
+        unknown[5] = 5;
+        assert_eq!(Message::read(&unknown), None);
     }
 
     #[test]

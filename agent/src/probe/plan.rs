@@ -1,6 +1,6 @@
 //! Which gateways are probed through, and to which nodes. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use podspan_dataplane::{Liveness, PeerStatus};
 use podspan_wire::{CidrSet, ClusterId, NodeId};
 
 use crate::membership::RemoteNode;
+use crate::pod_delivery::questions::Target;
 
 /// A cluster is in use for so many looks after the last packet to it.
 const LOOKS: u32 = 3;
@@ -24,6 +25,10 @@ pub struct Plan {
     pub members: CidrSet,
     /// The questions of a round.
     pub ways: Vec<Way>,
+    /// What is asked of the other nodes of the own cluster.
+    pub targets: Vec<Target>,
+    /// To which addresses delivery questions are answered.
+    pub askers: BTreeSet<IpAddr>,
 }
 
 /// A question of each round.
@@ -67,7 +72,7 @@ impl Planner {
     ) -> Plan {
         // Answers to others' questions are no use of a gateway: they would keep all asking for ever.
         let answered = answers.saturating_sub(std::mem::replace(&mut self.answers, answers));
-        let mut plan = Plan { own: own.to_vec(), members, ways: Vec::new() };
+        let mut plan = Plan { own: own.to_vec(), members, ..Plan::default() };
         let mut clusters: BTreeMap<&ClusterId, Vec<Gateway<'_>>> = BTreeMap::new();
         for peer in status {
             let Some(node) = nodes.get(&peer.id).filter(|node| node.verified.record().gateway) else {

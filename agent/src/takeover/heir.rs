@@ -115,7 +115,14 @@ impl<'a> Heir<'a> {
         let own = NodeId { cluster: grant.cluster.clone(), node: facts.node.clone() };
         let mut peek = peek;
         let known = std::mem::take(&mut peek.known);
-        let membership = Membership::new(Trust::new(bundle.cluster_set), own, &grant, known, now());
+        let membership = Membership::new(
+            Trust::new(bundle.cluster_set),
+            own,
+            &grant,
+            known,
+            config.delivery.has_tunnels(),
+            now(),
+        );
         let brokers = bundle.brokers.clone();
         Ok(Self { config, talk: Some(talk), facts, peek, membership, brokers, grant })
     }
@@ -234,6 +241,9 @@ impl<'a> Heir<'a> {
             nodes: self.membership.nodes(),
             policy: &self.config.policy,
             bypassed: &std::collections::BTreeSet::new(),
+            delivery: self.config.delivery,
+            siblings: self.membership.siblings(),
+            by_tunnel: None,
             endpoints: &endpoints,
             now: now(),
         });

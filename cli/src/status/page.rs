@@ -29,6 +29,7 @@ pub(super) fn write(status: &Status, view: &View) -> String {
     page.header(status);
     page.problems(status);
     page.clusters(status);
+    page.delivery(status);
     page.drops(status);
     page.refused(status);
     page.kernel(status);
@@ -173,6 +174,38 @@ impl Page<'_> {
         self.line("");
         for cluster in &status.clusters {
             self.cluster(cluster);
+        }
+    }
+
+    /// How packets get to pods on other nodes of this cluster, if not as ever.
+    fn delivery(&mut self, status: &Status) {
+        const NAMED: usize = 10;
+        let Some(delivery) = &status.delivery else { return };
+        let (total, gateway) = (delivery.nodes.len(), status.node.gateway);
+        let up = delivery.nodes.iter().filter(|node| node.state == Reachability::Up).count();
+        let what = if gateway { "other node" } else { "gateway" };
+        let mut line = format!(
+            "{}: tunnels to {up} of {} of this cluster",
+            safe(&delivery.mode),
+            human::plural(total, what)
+        );
+        if gateway {
+            let (tunnel, native) = (delivery.count("tunnel"), delivery.count("native"));
+            let _ = write!(
+                line,
+                "; packets of other clusters take them to {tunnel}, the cluster's own network to {native}"
+            );
+        }
+        self.line("");
+        self.field("Delivery", &line);
+        // What is found out is worth a reason; what the settings say is not.
+        let by_tunnel = delivery.nodes.iter().filter(|node| node.by.as_deref() == Some("tunnel"));
+        let named: Vec<_> = by_tunnel.filter(|_| delivery.mode == "auto").collect();
+        for node in named.iter().take(NAMED) {
+            self.wrapped("  ", 4, &format!("{} through a tunnel: {}", node.node, safe(&node.why)));
+        }
+        if named.len() > NAMED {
+            self.line(&format!("  and {} more", named.len() - NAMED));
         }
     }
 

@@ -79,6 +79,7 @@ fn lookup(prefixes: u32) -> Box<dyn FnMut() -> Round> {
             persistent_keepalive: None,
             dial: false,
             weight: 10,
+            relays: false,
         }
     };
     let route = |i: u32| RouteSpec {

@@ -116,6 +116,7 @@ impl Pair {
                 persistent_keepalive: None,
                 dial: n == 0,
                 weight: 10,
+                relays: false,
             };
             let cidr = format!("10.{}.0.0/16", 2 - n).parse().unwrap();
             let routes = vec![RouteSpec { cidr, owner: Some(id), gateways: vec![] }];

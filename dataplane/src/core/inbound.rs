@@ -154,7 +154,7 @@ impl Core {
         let packet = &mut sink.packet(length)[..length];
         let header = Header::parse(packet).ok_or(DropCause::Malformed)?;
         let route = self.table.route_by(&mut self.recent, header.source).ok_or(DropCause::SourceMismatch)?;
-        if !route.may_send(tunnel.profile.peer) {
+        if !self.table.may_send(tunnel.profile.peer, route) {
             return Err(DropCause::SourceMismatch);
         }
         if !is_forwardable(header.destination) {

@@ -191,6 +191,7 @@ mod tests {
             persistent_keepalive: None,
             dial: false,
             weight: 10,
+            relays: false,
         }
     }
 
@@ -272,6 +273,46 @@ mod tests {
         assert!(!may("10.2.1.1", 0) && may("10.2.1.1", 2));
         assert!(!may("10.2.2.1", 0) && !may("10.2.2.1", 2));
         assert_eq!(*table.route("10.2.0.1".parse().unwrap()).unwrap().gateways, [0, 1]);
+    }
+
+    #[test]
+    fn a_gateway_of_the_own_cluster_passes_on_what_comes_from_others_only() {
+        let relay = |id, keys: &[u8]| PeerSpec { relays: true, ..peer(id, keys) };
+        let spec = TableSpec {
+            peers: vec![relay("a/g", &[1]), peer("a/n", &[2]), relay("b/liar", &[3]), peer("b/n", &[4])],
+            routes: vec![
+                route("10.1.1.0/24", Some("a/g"), &[]),
+                route("10.1.2.0/24", Some("a/n"), &[]),
+                route("10.1.3.0/24", Some("a/far"), &[]),
+                route("10.2.0.0/16", None, &["b/liar"]),
+                route("10.2.4.0/24", Some("b/n"), &["b/liar"]),
+                route("10.3.0.0/16", Some("c/unknown"), &[]),
+            ],
+            clusters: vec![],
+        };
+        let (table, rejected) = build(spec, &[key(100)], &Table::default());
+        assert_eq!(rejected, []);
+        let (gateway, ordinary) = (0, 1);
+        let may = |address: &str, peer| {
+            table.route(address.parse().unwrap()).is_some_and(|route| table.may_send(peer, route))
+        };
+        for (address, from_gateway, from_ordinary) in [
+            ("10.1.1.1", true, false),
+            ("10.1.2.1", false, true),
+            // A third node's, whether it is a peer or not; this node's own has no route at all.
+            ("10.1.3.1", false, false),
+            ("10.1.9.1", false, false),
+            ("10.2.4.1", true, false),
+            ("10.2.0.1", true, false),
+            // Nobody to answer by.
+            ("10.3.0.1", false, false),
+        ] {
+            assert_eq!(
+                (may(address, gateway), may(address, ordinary)),
+                (from_gateway, from_ordinary),
+                "{address}"
+            );
+        }
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub struct PeerSpec {
     pub dial: bool,
     /// How much of the flows to its cluster it takes as a gateway, relative to the others; 0 counts as 1.
     pub weight: u8,
+    /// It may pass packets of other clusters on to this node: a gateway of the node's own cluster. What comes from
+    /// its own cluster must be its own all the same.
+    pub relays: bool,
 }
 
 /// A prefix and who it leads to.
@@ -260,6 +263,18 @@ impl Table {
     #[must_use]
     pub fn new(spec: TableSpec, own: &[LaneKey], before: &Self) -> (Self, Vec<Rejected>) {
         build(spec, own, before)
+    }
+
+    /// Whether packets whose source lies in the prefix of `route` may come from `peer`: its own, or those of another
+    /// cluster, if it passes such packets on.
+    pub(crate) fn may_send(&self, peer: PeerIndex, route: &Route) -> bool {
+        route.may_send(peer) || self.may_relay(peer, route)
+    }
+
+    #[cold]
+    fn may_relay(&self, peer: PeerIndex, route: &Route) -> bool {
+        let Some(peer) = self.peers.get(peer as usize) else { return false };
+        peer.spec.relays && route.cluster.is_some_and(|cluster| cluster != peer.cluster)
     }
 
     /// The number of the route with the longest prefix that holds `address`, in the order in which routes were listed.

@@ -68,6 +68,7 @@ impl Party {
                 persistent_keepalive: dial.then_some(1),
                 dial,
                 weight: 10,
+                relays: false,
             });
             let cidr = format!("10.20{n}.0.0/24").parse().unwrap();
             routes.push(RouteSpec { cidr, owner: Some(id(n)), gateways: vec![] });

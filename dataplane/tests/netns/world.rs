@@ -120,6 +120,7 @@ impl Node {
             persistent_keepalive: None,
             dial,
             weight: 10,
+            relays: false,
         };
         let route = |cidr: String| RouteSpec {
             cidr: cidr.parse().unwrap(),

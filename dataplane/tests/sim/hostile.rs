@@ -46,6 +46,35 @@ fn a_source_of_somebody_else_is_dropped_and_charged_to_the_peer() {
     assert_eq!(sim.tunnels(1, 2)[0].drops.total(), 0);
 }
 
+/// Node 1 is an ordinary node of alpha; 0 is a gateway of its cluster, 2 another ordinary node, 3 a node of beta.
+#[test]
+fn a_gateway_of_the_own_cluster_passes_on_what_comes_from_others_and_nothing_else() {
+    let mut sim = Sim::new(5);
+    sim.add("alpha/gateway", "192.0.2.1", 1);
+    sim.add("alpha/node", "192.0.2.2", 1);
+    sim.add("alpha/third", "192.0.2.3", 1);
+    sim.add("beta/node", "198.51.100.1", 1);
+    sim.link(0, 1, &["10.1.1.0/24", "fd00:1:1::/64"]);
+    sim.link(2, 1, &["10.1.1.0/24"]);
+    sim.link(1, 0, &["10.1.0.0/24", "fd00:1:0::/64"]).relays = true;
+    sim.link(1, 2, &["10.1.2.0/24"]);
+    sim.link(1, 3, &["10.2.0.0/16", "fd00:2::/48"]);
+    let mut sim = sim.start();
+    let to = |source, n| udp(source, "10.1.1.5", 1, n, 0);
+    // Its own, and those of a pod of beta, by both families.
+    sim.send(0, 0, &[to("10.1.0.9", 1), to("10.2.7.7", 2), udp("fd00:2::7", "fd00:1:1::5", 1, 3, 0)]);
+    // A third node's, this node's own, nobody's.
+    sim.send(0, 0, &[to("10.1.2.2", 4), to("10.1.1.2", 5), to("10.99.0.1", 6)]);
+    // Who is no gateway passes nothing on.
+    sim.send(2, 0, &[to("10.1.2.2", 7), to("10.2.7.7", 8), to("10.1.0.9", 9)]);
+    sim.run(S);
+    let mut numbers = sim.numbers(1);
+    numbers.sort_unstable();
+    assert_eq!(numbers, [1, 2, 3, 7]);
+    let refused = |sim: &Sim, peer| sim.tunnels(1, peer)[0].drops.get(DropCause::SourceMismatch);
+    assert_eq!((refused(&sim, 0), refused(&sim, 2), refused(&sim, 3)), (3, 2, 0));
+}
+
 /// A peer that keeps to WireGuard and to nothing else: it seals whatever it likes.
 struct Raw {
     tunn: Tunn,

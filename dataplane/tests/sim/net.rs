@@ -257,6 +257,7 @@ impl Sim {
             persistent_keepalive: None,
             dial: false,
             weight: 10,
+            relays: false,
         }
     }
 

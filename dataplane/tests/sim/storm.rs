@@ -79,6 +79,7 @@ fn table(own: LaneKey, peers: impl Iterator<Item = (usize, LaneKey)>, dial: bool
             persistent_keepalive: None,
             dial,
             weight: 10,
+            relays: false,
         })
         .collect();
     let route = |peer: &PeerSpec, cidr: &str| RouteSpec {

@@ -81,6 +81,7 @@ impl Node {
                 persistent_keepalive: None,
                 dial: false,
                 weight: 10,
+                relays: false,
             }],
             routes: cidrs(peer)
                 .map(|cidr| RouteSpec { cidr, owner: Some(id.clone()), gateways: vec![id.clone()] })

@@ -1,6 +1,7 @@
 //! The world with podspan.
 
 mod bad_input;
+mod delivery;
 mod heal;
 mod leave;
 mod lies;
@@ -29,6 +30,7 @@ pub(super) fn rest(setting: Setting) -> Vec<Scenario> {
     all.extend(restart::scenarios(setting));
     all.extend(takeover::scenarios(setting));
     all.extend(offload::scenarios(setting));
+    all.extend(delivery::scenarios(setting));
     all.extend(leave::scenarios(setting));
     all.extend(bad_input::scenarios(setting));
     all
