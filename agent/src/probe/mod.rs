@@ -233,7 +233,12 @@ impl Task {
 
     fn conclude(&self, verdicts: &mut Verdicts) {
         let Some(dataplane) = self.dataplane.upgrade() else { return };
-        for (gateway, forwards) in verdicts.judge(Instant::now()) {
+        let now = Instant::now();
+        let heard = |gateway: &NodeId| {
+            let lanes = dataplane.status().peers.into_iter().find(|peer| peer.id == *gateway)?.lanes;
+            now.checked_sub(lanes.iter().filter_map(|lane| lane.last_reply_age).min()?)
+        };
+        for (gateway, forwards) in verdicts.judge(now, heard) {
             if forwards {
                 info!(%gateway, "the gateway forwards again");
             } else {

@@ -1,8 +1,9 @@
 //! Which gateways forward, by the questions that were asked through them. Pure.
 //!
 //! A gateway is taken to forward until it is clear that it does not: the last [`STREAK`] questions through it to
-//! a node are unanswered, while the same node answered one that was asked meanwhile by another way. What is
-//! ambiguous is no evidence: a node that answers nobody says nothing of any gateway.
+//! a node are unanswered, while the same node answered one that was asked meanwhile by another way, and the gateway
+//! itself was heard in its tunnel. What is ambiguous is no evidence: a node that answers nobody says nothing of any
+//! gateway, and a gateway that is silent has its plug pulled, which its tunnel finds as soon.
 //!
 //! ```text
 //! asked each 100 ms    x fails   unanswered for 40 ms longer than usual: asked by all ways, each 50 ms
@@ -111,19 +112,22 @@ impl Verdicts {
         })
     }
 
-    /// What has become clear: gateways, and whether they forward.
-    pub fn judge(&mut self, now: Instant) -> Vec<(NodeId, bool)> {
+    /// What has become clear: gateways, and whether they forward. `heard` tells when a gateway last answered in its own
+    /// tunnel; it is asked only about those that seem not to forward.
+    pub fn judge(&mut self, now: Instant, heard: impl Fn(&NodeId) -> Option<Instant>) -> Vec<(NodeId, bool)> {
         self.asked.retain(|_, way| way.questions.last().is_some_and(|last| now - last.at < FORGOTTEN));
         let mut gateways: Vec<&NodeId> = self.asked.keys().map(|(gateway, _)| gateway).collect();
         gateways.dedup();
         let mut news = Vec::new();
         for gateway in gateways {
             let known = self.refuted.contains(gateway);
-            let (forwards, refuted) = (self.forwards(gateway, now), self.is_refuted(gateway, now));
-            if !known && refuted && !forwards {
-                news.push((gateway.clone(), false));
-            } else if known && forwards && !refuted {
-                news.push((gateway.clone(), true));
+            let (forwards, silent) = (self.forwards(gateway, now), self.silent_since(gateway, now));
+            match silent {
+                Some(silent) if !known && !forwards && heard(gateway).is_some_and(|heard| heard > silent) => {
+                    news.push((gateway.clone(), false));
+                }
+                None if known && forwards => news.push((gateway.clone(), true)),
+                _ => {}
             }
         }
         for (gateway, forwards) in &news {
@@ -150,11 +154,13 @@ impl Verdicts {
         })
     }
 
-    fn is_refuted(&self, gateway: &NodeId, now: Instant) -> bool {
-        self.through(gateway).any(|(node, questions)| {
+    /// When the second of those questions was asked through it that are unanswered though the node can be reached. The
+    /// first may have been under way when whatever happened did.
+    fn silent_since(&self, gateway: &NodeId, now: Instant) -> Option<Instant> {
+        self.through(gateway).find_map(|(node, questions)| {
             let last: Vec<&Question> = settled(questions, now).rev().take(STREAK).collect();
             if last.len() < STREAK || last.iter().any(|question| question.answered) {
-                return false;
+                return None;
             }
             let since = last[STREAK - 1].at;
             // A node that dies between two questions of one round is no witness.
@@ -164,7 +170,7 @@ impl Verdicts {
             let mut others = self.asked.iter().filter(|((via, to), _)| to == node && via != gateway);
             let elsewhere =
                 others.any(|(_, way)| way.questions.iter().any(|q| q.at >= meanwhile && q.answered));
-            !later && elsewhere
+            (!later && elsewhere).then_some(meanwhile)
         })
     }
 }
@@ -207,7 +213,7 @@ mod tests {
             }
             assert!(nonces.into_iter().all(|nonce| verdicts.answer(*now + RTT, nonce)));
             *now += STEP;
-            news.extend(verdicts.judge(*now));
+            news.extend(verdicts.judge(*now, |_| Some(*now)));
         }
         news
     }
@@ -240,11 +246,24 @@ mod tests {
         took: Duration,
         answers: impl Fn(&str) -> bool,
     ) -> (u32, Vec<(Duration, NodeId, bool)>) {
+        ticks_while_heard(verdicts, now, ticks, took, answers, |_, now| Some(now))
+    }
+
+    /// The same, with gateways that answer in their tunnels when `heard` says so.
+    fn ticks_while_heard(
+        verdicts: &mut Verdicts,
+        now: &mut Instant,
+        ticks: u32,
+        took: Duration,
+        answers: impl Fn(&str) -> bool,
+        heard: impl Fn(&NodeId, Instant) -> Option<Instant>,
+    ) -> (u32, Vec<(Duration, NodeId, bool)>) {
         let (begin, mut asked, mut news) = (*now, 0, Vec::new());
         let mut under_way: Vec<(Instant, u64)> = Vec::new();
         for tick in 0..ticks {
             under_way.retain(|&(at, nonce)| at > *now || !verdicts.answer(at, nonce));
-            news.extend(verdicts.judge(*now).into_iter().map(|(id, forwards)| (*now - begin, id, forwards)));
+            let judged = verdicts.judge(*now, |gateway| heard(gateway, *now));
+            news.extend(judged.into_iter().map(|(id, forwards)| (*now - begin, id, forwards)));
             if tick.is_multiple_of(2) || verdicts.is_in_doubt(&id("n"), *now) {
                 for (gateway, node) in WAYS {
                     let nonce = getrandom::u64().unwrap();
@@ -274,6 +293,26 @@ mod tests {
         assert_eq!((asked, news), (40, vec![]));
         let (_, news) = ticks(&mut verdicts, &mut now, 10, RTT, |_| true);
         assert_eq!(news.len(), 1);
+    }
+
+    #[test]
+    fn a_gateway_that_is_dead_is_not_one_that_does_not_forward() {
+        // The last reply in its tunnel came before or just after the first question that met nobody, asked at 1000 ms.
+        for alive in [0, 900, 999, 1000, 1001, 1005] {
+            let (mut verdicts, mut now) = (Verdicts::default(), Instant::now());
+            let begin = now;
+            ticks(&mut verdicts, &mut now, 20, RTT, |_| true);
+            assert_eq!(now - begin, Duration::from_millis(1000));
+            let last = begin + Duration::from_millis(alive);
+            let g1 = id("g1");
+            let heard = |gateway: &NodeId, now| Some(if *gateway == g1 { last } else { now });
+            let answers = |gateway: &str| gateway != "g1";
+            let (_, news) = ticks_while_heard(&mut verdicts, &mut now, 40, RTT, answers, heard);
+            assert_eq!(news, [], "heard at {alive} ms");
+            // It comes back, and only then does not forward.
+            let (_, news) = ticks(&mut verdicts, &mut now, 4, RTT, answers);
+            assert_eq!(news.len(), 1);
+        }
     }
 
     #[test]

@@ -215,6 +215,7 @@ mod tests {
             victim: "alpha-1",
             seen: Seen { gap_us, ..Seen::default() },
             still_through_it: 0,
+            accusations: 0,
         };
         let all = vec![
             (Strike::PowerCut, vec![trial(100_000), trial(300_000)]),

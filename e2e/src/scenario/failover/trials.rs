@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use super::field::{self, Field, Seen};
 use super::{Findings, Strike};
 use crate::impair;
 use crate::screen::Screen;
 use crate::signals;
-use crate::world::World;
+use crate::world::{self, World};
 
 /// The longest gap that is good.
 pub(crate) const LONGEST_GAP: Duration = Duration::from_millis(500);
@@ -31,6 +31,8 @@ pub(crate) struct Trial {
     pub(crate) seen: Seen,
     /// Packets per second through the victim at the end, when everything should have left it.
     pub(crate) still_through_it: u64,
+    /// How often agents said that a gateway answers but does not forward.
+    pub(crate) accusations: usize,
 }
 
 impl Trial {
@@ -62,6 +64,7 @@ fn run_all(world: &mut World, strike: Strike, count: usize, screen: &Screen) -> 
 
 fn one(world: &mut World, strike: Strike, field: &Field) -> Result<Trial> {
     let victim = field::carrier(world)?;
+    let accusations = accusations(world)?;
     field.begin()?;
     signals::sleep(QUIET)?;
     let struck = strike.strike(world, victim);
@@ -73,7 +76,19 @@ fn one(world: &mut World, strike: Strike, field: &Field) -> Result<Trial> {
     strike.mend(world, victim)?;
     let (seen, still_through_it) = watched?;
     wait_until_back(world, field)?;
-    Ok(Trial { victim, seen, still_through_it })
+    let accusations = self::accusations(world)? - accusations;
+    Ok(Trial { victim, seen, still_through_it, accusations })
+}
+
+/// How often all agents so far have said that a gateway answers but does not forward.
+fn accusations(world: &World) -> Result<usize> {
+    let mut all = 0;
+    for node in world.topology.nodes() {
+        let log = world::log_path(&world::agent_name(&node.name))?;
+        let text = std::fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
+        all += String::from_utf8_lossy(&text).matches("answers but does not forward").count();
+    }
+    Ok(all)
 }
 
 /// Until all nodes have their tunnels and connections again, as before the trial.
@@ -127,7 +142,7 @@ fn figures(trials: &[Trial]) -> String {
     )
 }
 
-/// What a trial must have shown; five things each.
+/// What a trial must have shown; six things each.
 pub(super) fn judge(trials: &[Trial], strike: Strike, findings: &mut Findings) {
     for (number, trial) in trials.iter().enumerate() {
         let Trial { victim, seen, .. } = trial;
@@ -149,6 +164,15 @@ pub(super) fn judge(trials: &[Trial], strike: Strike, findings: &mut Findings) {
         findings.require(left, || {
             format!("{what}: {} packets a second still go through it", trial.still_through_it)
         });
+        // Whoever reads the log must be sent to the right place; what is lost at random may look like either.
+        let right = match strike {
+            Strike::NotForwarding => trial.accusations > 0,
+            Strike::Lossy | Strike::Flapping => true,
+            _ => trial.accusations == 0,
+        };
+        findings.require(right, || {
+            format!("{what}: {} times it was said that it answers but does not forward", trial.accusations)
+        });
     }
 }
 
@@ -162,6 +186,7 @@ mod tests {
             victim: "alpha-1",
             seen: Seen { gap_us: gap_ms * 1000, ..Seen::default() },
             still_through_it: 0,
+            accusations: 0,
         };
         let trials: Vec<_> = (1..=30).rev().map(trial).collect();
         assert_eq!(quantiles(&trials).map(|gap| gap.as_millis()), [15, 30, 30]);
