@@ -213,20 +213,9 @@ fn routes(
             routes.insert(*cidr, shared(*cidr, via));
         }
     }
-    // Of two nodes that claim one CIDR the one that is confirmed holds it, then the one that began last:
-    // a node that was replaced is often not withdrawn.
-    let mut claims: BTreeMap<Cidr, Vec<&RemoteNode>> = BTreeMap::new();
-    for node in nodes {
-        for cidr in &node.verified.record().pod_cidrs {
-            claims.entry(*cidr).or_default().push(node);
-        }
-    }
-    for (cidr, mut claimants) in claims {
-        claimants.sort_by_key(|n| {
-            (n.stale(now), std::cmp::Reverse(n.verified.record().version), n.verified.record().id())
-        });
-        let owner = claimants[0].verified.record().id();
-        if let Some(other) = claimants.get(1) {
+    for (cidr, owner, other) in owners(nodes.iter().copied(), now) {
+        let owner = owner.verified.record().id();
+        if let Some(other) = other {
             problems.push(format!(
                 "{} and {} of cluster {cluster} both announce {cidr}: it is sent to {owner}",
                 owner.node,
@@ -236,6 +225,47 @@ fn routes(
         routes.insert(cidr, RouteSpec { cidr, owner: Some(owner), gateways: gateways.clone() });
     }
     routes.into_values().collect()
+}
+
+/// Whose each pod CIDR is, and who claims it besides. Of two nodes that claim one, the one that is confirmed holds it,
+/// then the one that began last: a node that was replaced is often not withdrawn.
+pub(crate) fn owners<'a>(
+    nodes: impl Iterator<Item = &'a RemoteNode>,
+    now: UnixTime,
+) -> Vec<(Cidr, &'a RemoteNode, Option<&'a RemoteNode>)> {
+    let mut claims: BTreeMap<Cidr, Vec<&RemoteNode>> = BTreeMap::new();
+    for node in nodes {
+        for cidr in &node.verified.record().pod_cidrs {
+            claims.entry(*cidr).or_default().push(node);
+        }
+    }
+    let rank = |node: &&RemoteNode| {
+        let record = node.verified.record();
+        (node.stale(now), std::cmp::Reverse(record.version), record.id())
+    };
+    let held = claims.into_iter().map(|(cidr, mut claimants)| {
+        claimants.sort_by_cached_key(rank);
+        (cidr, claimants[0], claimants.get(1).copied())
+    });
+    held.collect()
+}
+
+/// The endpoints of a node that can be sent to; `remote` is what is reached through tunnels itself.
+pub(crate) fn endpoints(node: &RemoteNode, remote: &CidrSet, problems: &mut Vec<String>) -> Vec<IpAddr> {
+    let record = node.verified.record();
+    let mut endpoints = record.endpoints.clone();
+    endpoints.retain(|endpoint| {
+        let within = remote.iter().find(|cidr| cidr.contains(*endpoint));
+        if let Some(cidr) = within {
+            problems.push(format!(
+                "the endpoint {endpoint} of {} lies within {cidr}, which is reached through the tunnels themselves: it \
+                 is not used",
+                record.id()
+            ));
+        }
+        within.is_none()
+    });
+    endpoints
 }
 
 /// The tunnel to a node of another cluster, if there is to be one: to its gateways from every node, and
@@ -251,18 +281,8 @@ fn peer(
         return None;
     }
     let id = record.id();
-    let mut endpoints: Vec<IpAddr> = Vec::new();
     // An ordinary node may sit behind NAT, where its own addresses mean nothing: it dials.
-    for endpoint in record.endpoints.iter().filter(|_| record.gateway) {
-        if let Some(cidr) = remote.iter().find(|cidr| cidr.contains(*endpoint)) {
-            problems.push(format!(
-                "the endpoint {endpoint} of {id} lies within {cidr}, which is reached through the tunnels \
-                 themselves: it is not used"
-            ));
-        } else {
-            endpoints.push(*endpoint);
-        }
-    }
+    let endpoints = if record.gateway { endpoints(node, remote, problems) } else { Vec::new() };
     let keepalive = inputs.tunnel.persistent_keepalive.as_secs();
     Some(PeerSpec {
         learned: inputs.endpoints.get(&id).cloned().unwrap_or_default(),

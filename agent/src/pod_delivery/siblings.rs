@@ -1,12 +1,9 @@
 //! The tunnels inside the cluster and what leads into them. Pure.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-
 use podspan_dataplane::{PeerSpec, RouteSpec};
 use podspan_wire::{Cidr, CidrSet, NodeId};
 
-use crate::desired::Inputs;
+use crate::desired::{Inputs, endpoints, owners};
 use crate::membership::RemoteNode;
 
 /// What should be of the tunnels inside the cluster.
@@ -33,12 +30,13 @@ pub fn siblings(inputs: &Inputs<'_>, remote: &CidrSet, problems: &mut Vec<String
             siblings.peers.push(peer(inputs, id, node, remote, problems));
         }
     }
-    for (cidr, owner, node) in owners(inputs, problems) {
+    for (cidr, node) in holders(inputs, problems) {
         if !is_peer(node) {
             continue;
         }
+        let owner = node.verified.record().id();
         siblings.routes.push(RouteSpec { cidr, owner: Some(owner.clone()), gateways: Vec::new() });
-        if inputs.facts.gateway && inputs.by_tunnel.is_none_or(|by_tunnel| by_tunnel.contains(owner)) {
+        if inputs.facts.gateway && inputs.by_tunnel.is_none_or(|by_tunnel| by_tunnel.contains(&owner)) {
             siblings.delivered.push(cidr);
         }
     }
@@ -53,17 +51,7 @@ fn peer(
     problems: &mut Vec<String>,
 ) -> PeerSpec {
     let record = node.verified.record();
-    let mut endpoints: Vec<IpAddr> = Vec::new();
-    for endpoint in &record.endpoints {
-        if let Some(cidr) = remote.iter().find(|cidr| cidr.contains(*endpoint)) {
-            problems.push(format!(
-                "the endpoint {endpoint} of {id} lies within {cidr}, which is reached through the tunnels \
-                 themselves: it is not used"
-            ));
-        } else {
-            endpoints.push(*endpoint);
-        }
-    }
+    let endpoints = endpoints(node, remote, problems);
     let keepalive = inputs.tunnel.persistent_keepalive.as_secs();
     PeerSpec {
         id: id.clone(),
@@ -79,36 +67,25 @@ fn peer(
     }
 }
 
-/// Whose each pod CIDR of the cluster is. Of two nodes that claim one, the one that is confirmed holds it, then the
-/// one that began last; what is this node's own is nobody else's.
-fn owners<'a>(inputs: &Inputs<'a>, problems: &mut Vec<String>) -> Vec<(Cidr, &'a NodeId, &'a RemoteNode)> {
-    let mut claims: BTreeMap<Cidr, Vec<(&'a NodeId, &'a RemoteNode)>> = BTreeMap::new();
-    for (id, node) in inputs.siblings {
-        for cidr in &node.verified.record().pod_cidrs {
-            if let Some(own) = inputs.facts.pod_cidrs.iter().find(|own| own.overlaps(cidr)) {
-                problems.push(format!(
-                    "{} of this cluster announces {cidr}, which overlaps this node's own {own}: nothing of it \
-                     is handed there; give each node a pod CIDR of its own",
-                    id.node
-                ));
-                continue;
-            }
-            claims.entry(*cidr).or_default().push((id, node));
-        }
-    }
-    let rank =
-        |node: &RemoteNode| (node.stale(inputs.now), std::cmp::Reverse(node.verified.record().version));
-    let mut owners = Vec::new();
-    for (cidr, mut claimants) in claims {
-        claimants.sort_by_key(|(id, node)| (rank(node), *id));
-        let (owner, node) = claimants[0];
-        if let Some((other, _)) = claimants.get(1) {
+/// Whose each pod CIDR of the cluster is; what is this node's own is nobody else's.
+fn holders<'a>(inputs: &Inputs<'a>, problems: &mut Vec<String>) -> Vec<(Cidr, &'a RemoteNode)> {
+    let mut held = Vec::new();
+    for (cidr, owner, other) in owners(inputs.siblings.values(), inputs.now) {
+        let node = &owner.verified.record().node;
+        if let Some(own) = inputs.facts.pod_cidrs.iter().find(|own| own.overlaps(&cidr)) {
             problems.push(format!(
-                "{} and {} of this cluster both announce {cidr}: it is handed to {}",
-                owner.node, other.node, owner.node
+                "{node} of this cluster announces {cidr}, which overlaps this node's own {own}: nothing of it is handed \
+                 there; give each node a pod CIDR of its own"
+            ));
+            continue;
+        }
+        if let Some(other) = other {
+            problems.push(format!(
+                "{node} and {} of this cluster both announce {cidr}: it is handed to {node}",
+                other.verified.record().node
             ));
         }
-        owners.push((cidr, owner, node));
+        held.push((cidr, owner));
     }
-    owners
+    held
 }
