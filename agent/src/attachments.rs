@@ -5,10 +5,12 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Once};
 
+use podspan_cni::netns;
 use podspan_wire::local::{Attachment, AttachmentDetail, PodRoutes};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
+use crate::earlier_pods::EarlierPods;
 use crate::state::StateDir;
 
 /// How many attachments are remembered; a node runs a few hundred pods at most.
@@ -173,13 +175,16 @@ fn may_enter() -> bool {
         .is_none_or(|mask| mask >> CAP_SYS_ADMIN & 1 == 1)
 }
 
-/// Brings the routes inside every pod in step. Blocking: enters namespaces. Returns the attachments whose
-/// namespace is gone; one that only cannot be opened now is kept.
+/// Brings the routes inside every pod in step, also in those that were there `earlier` than podspan. Blocking: enters
+/// namespaces. Returns the attachments whose namespace is gone; one that only cannot be opened now is kept.
 #[must_use]
-pub fn repair(details: &[AttachmentDetail], routes: &PodRoutes) -> Vec<AttachmentDetail> {
-    let mut gone = Vec::new();
-    // In the DaemonSet the agent neither may nor needs to. Their namespaces are not even seen there, which says
-    // nothing about the pods.
+pub fn repair(
+    details: &[AttachmentDetail],
+    earlier: Option<&EarlierPods>,
+    routes: &PodRoutes,
+) -> Vec<AttachmentDetail> {
+    // In the DaemonSet as it comes the agent neither may nor needs to. Their namespaces are not even seen there, which
+    // says nothing about the pods.
     if !may_enter() {
         if !details.is_empty() {
             SAID.call_once(|| {
@@ -189,38 +194,88 @@ pub fn repair(details: &[AttachmentDetail], routes: &PodRoutes) -> Vec<Attachmen
                 );
             });
         }
-        return gone;
+        return Vec::new();
     }
-    for detail in details {
-        let pod = detail.pod.as_deref().unwrap_or(&detail.attachment.container_id);
-        let namespace = match podspan_cni::netns::open(Path::new(&detail.netns)) {
-            Ok(namespace) => namespace,
-            Err(error) if is_gone(&error) => {
-                debug!(pod, netns = detail.netns, %error, "a pod is gone");
-                gone.push(detail.clone());
-                continue;
-            }
-            Err(error) => {
-                warn!(pod, netns = detail.netns, %error, "a pod's namespace cannot be opened; trying again");
-                continue;
-            }
-        };
-        let consequence = "it reaches other clusters by its default route";
-        match podspan_cni::pod_routes::sync(
-            &namespace,
-            &detail.attachment.interface,
-            routes,
-            &detail.gateways,
-        ) {
-            Ok(report) => {
-                for (cidr, error) in report.failed {
-                    warn!(pod, %cidr, error, "a route inside a pod could not be set; {consequence}");
-                }
-            }
-            Err(error) => warn!(pod, %error, "the routes inside a pod could not be set; {consequence}"),
+    let known = details.iter().map(|detail| &detail.attachment).collect();
+    for detail in earlier.map(|earlier| earlier.chained(&known)).unwrap_or_default() {
+        // The runtime forgets it when it has seen to its end.
+        if let Synced::Yes(added @ 1..) = sync(&detail, routes) {
+            info!(
+                pod = name(&detail),
+                routes = added,
+                "set the routes inside a pod that was there before podspan"
+            );
         }
     }
-    gone
+    details.iter().filter(|detail| matches!(sync(detail, routes), Synced::Gone)).cloned().collect()
+}
+
+/// Takes podspan's routes out of every pod, as far as the agent may. Blocking: enters namespaces. Returns from how many.
+#[must_use]
+pub fn clean(details: &[AttachmentDetail], earlier: Option<&EarlierPods>) -> usize {
+    if !may_enter() {
+        return 0;
+    }
+    let known = details.iter().map(|detail| &detail.attachment).collect();
+    let earlier = earlier.map(|earlier| earlier.all(&known)).unwrap_or_default();
+    details
+        .iter()
+        .chain(&earlier)
+        .filter(|detail| matches!(sync(detail, &PodRoutes::default()), Synced::Out))
+        .count()
+}
+
+/// What came of one pod.
+enum Synced {
+    /// All is as it should be; so many routes were added.
+    Yes(usize),
+    /// There are none of podspan's routes any more, and there were.
+    Out,
+    /// The pod is gone.
+    Gone,
+    /// It could not be done, and was told.
+    No,
+}
+
+fn name(detail: &AttachmentDetail) -> &str {
+    detail.pod.as_deref().unwrap_or(&detail.attachment.container_id)
+}
+
+fn sync(detail: &AttachmentDetail, routes: &PodRoutes) -> Synced {
+    let pod = name(detail);
+    let namespace = match netns::open(Path::new(&detail.netns)) {
+        Ok(namespace) => namespace,
+        Err(error) if is_gone(&error) => {
+            debug!(pod, netns = detail.netns, %error, "a pod is gone");
+            return Synced::Gone;
+        }
+        Err(error) => {
+            warn!(pod, netns = detail.netns, %error, "a pod's namespace cannot be opened; trying again");
+            return Synced::No;
+        }
+    };
+    // Routes meant for a pod would take the node's own traffic with them.
+    let own = netns::open(Path::new("/proc/self/ns/net"));
+    if own.and_then(|own| netns::same(&own, &namespace)).unwrap_or(true) {
+        warn!(pod, netns = detail.netns, "this pod's namespace is the node's own: it is left alone");
+        return Synced::No;
+    }
+    let consequence = "it reaches other clusters by its default route";
+    match podspan_cni::pod_routes::sync(&namespace, &detail.attachment.interface, routes, &detail.gateways) {
+        Ok(report) => {
+            for (cidr, error) in &report.failed {
+                warn!(pod, %cidr, error, "a route inside a pod could not be set; {consequence}");
+            }
+            match report.removed.is_empty() || !routes.cidrs.is_empty() {
+                true => Synced::Yes(report.added.len()),
+                false => Synced::Out,
+            }
+        }
+        Err(error) => {
+            warn!(pod, %error, "the routes inside a pod could not be set; {consequence}");
+            Synced::No
+        }
+    }
 }
 
 /// Whether the namespace is gone for good: no file any more, the plain file that a runtime leaves behind
@@ -233,8 +288,10 @@ fn is_gone(error: &io::Error) -> bool {
 /// A look at the routes inside all pods.
 #[derive(Clone, Debug, Default)]
 pub struct Repair {
-    /// The pods.
+    /// The pods that came through the plugin.
     pub details: Vec<AttachmentDetail>,
+    /// Where to look for those that were there before.
+    pub earlier: Option<EarlierPods>,
     /// What should stand in them.
     pub routes: PodRoutes,
 }
@@ -247,10 +304,9 @@ pub fn spawn_repair() -> (watch::Sender<Repair>, mpsc::Receiver<Vec<AttachmentDe
     let (found, gone) = mpsc::channel(1);
     tokio::spawn(async move {
         while wanted.changed().await.is_ok() {
-            let Repair { details, routes } = wanted.borrow_and_update().clone();
-            let Ok(gone) = tokio::task::spawn_blocking(move || repair(&details, &routes)).await else {
-                continue;
-            };
+            let Repair { details, earlier, routes } = wanted.borrow_and_update().clone();
+            let look = move || repair(&details, earlier.as_ref(), &routes);
+            let Ok(gone) = tokio::task::spawn_blocking(look).await else { continue };
             if !gone.is_empty() && found.send(gone).await.is_err() {
                 return;
             }
@@ -311,7 +367,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut attachments = Attachments::load(Arc::new(StateDir::open(dir.path()).unwrap())).unwrap();
         attachments.attach(detail("a", "x")).unwrap();
-        let gone = repair(&attachments.details(), &PodRoutes::default());
+        let gone = repair(&attachments.details(), None, &PodRoutes::default());
         let anew = AttachmentDetail { netns: "/elsewhere".into(), ..detail("a", "x") };
         attachments.attach(anew.clone()).unwrap();
         attachments.forget(&gone);
@@ -348,12 +404,12 @@ mod tests {
             netns: path.display().to_string(),
             ..detail(name, "x")
         };
-        let gone = repair(&[at("plain", &plain), at("loop", &endless)], &PodRoutes::default());
+        let gone = repair(&[at("plain", &plain), at("loop", &endless)], None, &PodRoutes::default());
         assert_eq!(gone, [at("plain", &plain)]);
     }
 
     #[test]
     fn a_pod_that_is_gone_is_told() {
-        assert_eq!(repair(&[detail("a", "x")], &PodRoutes::default()).len(), 1);
+        assert_eq!(repair(&[detail("a", "x")], None, &PodRoutes::default()).len(), 1);
     }
 }

@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 
 use crate::attachments::{self, Attachments};
 use crate::brokers::{BrokerIndex, Watches};
+use crate::cni_install::CniSettings;
 use crate::config::Config;
 use crate::control_socket::Query;
 use crate::desired::{self, DesiredState, Inputs};
@@ -549,6 +550,7 @@ impl Controller {
     fn repair_pods(&self) {
         self.repair.send_replace(attachments::Repair {
             details: self.attachments.details(),
+            earlier: self.config.cni.as_ref().map(CniSettings::earlier_pods),
             routes: self.pod_routes(),
         });
     }

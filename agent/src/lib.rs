@@ -26,6 +26,7 @@ pub mod departed;
 pub mod desired;
 pub mod disk;
 pub mod drain;
+pub mod earlier_pods;
 pub mod facts;
 pub mod files;
 pub mod host;

@@ -29,7 +29,7 @@ use crate::takeover::heir::{self, Followed, Parts};
 use crate::takeover::lender::{Lender, Outcome, Taken, Until};
 use crate::takeover::notify;
 use crate::takeover::probe::{Phase, Probe};
-use crate::{brokers, bundle_watch, cni_install, departed, files, host};
+use crate::{attachments, brokers, bundle_watch, cni_install, departed, files, host};
 
 /// How often it is looked whether another agent has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -382,6 +382,19 @@ pub async fn clean(config: &Config) -> anyhow::Result<()> {
     }
     if let Some(settings) = &config.cni {
         cni_install::uninstall(settings, &config.state_dir, false).await?.iter().for_each(|what| say(what));
+    }
+    let pods = state.as_ref().and_then(|state| match state.attachments() {
+        Ok(pods) => Some(pods),
+        Err(error) => {
+            warn!(error = format!("{error:#}"), "which pods were attached is not known");
+            None
+        }
+    });
+    let pods = pods.unwrap_or_default();
+    let earlier = config.cni.as_ref().map(cni_install::CniSettings::earlier_pods);
+    let pods = tokio::task::spawn_blocking(move || attachments::clean(&pods, earlier.as_ref())).await?;
+    if pods > 0 {
+        say(&format!("routes inside {pods} pods"));
     }
     let host_dir: PathBuf = config.state_dir.join("host");
     match host::clean(&HostSettings { state_dir: host_dir }, &config.tunnel).await {

@@ -323,6 +323,10 @@ pub(crate) struct Join {
     /// Make these nodes gateways (label podspan.io/gateway=true)
     #[arg(long, value_name = "NODE", value_delimiter = ',')]
     pub(crate) gateway: Vec<String>,
+    /// Let the agents enter pods (capability SYS_ADMIN), so that those which are there already get routes of their own;
+    /// they reach other clusters without, by their default route. By default as it is there, or else false
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub(crate) enter_pods: Option<bool>,
     /// Only the namespace, podspan's types (not printed), the Secrets, the broker's settings and the ClusterSet
     #[arg(long)]
     pub(crate) settings_only: bool,

@@ -50,6 +50,17 @@ pub struct Args {
     pub pod: Option<String>,
 }
 
+impl Args {
+    /// The pod's name with its namespace, as far as the runtime told them.
+    #[must_use]
+    pub fn pod_name(&self) -> Option<String> {
+        self.pod.as_ref().map(|name| match &self.namespace {
+            Some(namespace) => format!("{namespace}/{name}"),
+            None => name.clone(),
+        })
+    }
+}
+
 impl Environment {
     /// Reads the process's environment.
     #[must_use]

@@ -10,7 +10,8 @@
 //! protocol, section 3 the execution of configurations by a runtime, section 5 the result types.
 //!
 //! [`pod_routes`] is shared with the agent, which repairs pods in place when the other clusters' CIDRs or
-//! the MTU change; [`pending`] is how the agent learns of pods that were added while it was down.
+//! the MTU change; [`pending`] is how the agent learns of pods that were added while it was down, [`results`] how
+//! it does of those that were there before podspan.
 
 pub mod agent;
 pub mod config;
@@ -22,4 +23,5 @@ pub mod pending;
 pub mod plugin;
 pub mod pod_routes;
 pub mod prev_result;
+pub mod results;
 pub mod version;

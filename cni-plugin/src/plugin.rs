@@ -108,17 +108,13 @@ impl Pod {
         if own.and_then(|own| netns::same(&own, &netns)).unwrap_or(false) {
             return Err(wrong(format!("CNI_NETNS={} is the node's own namespace", path.display())));
         }
-        let pod = args.pod.as_ref().map(|name| match &args.namespace {
-            Some(namespace) => format!("{namespace}/{name}"),
-            None => name.clone(),
-        });
         let detail = AttachmentDetail {
             attachment: attachment.clone(),
             netns: path.to_string_lossy().into_owned(),
             network: conf.name.clone(),
             addresses: interface.addresses,
             gateways: interface.gateways,
-            pod,
+            pod: args.pod_name(),
         };
         Ok(Self { attachment, netns, detail })
     }

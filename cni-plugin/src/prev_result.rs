@@ -92,6 +92,13 @@ pub fn parse(result: &RawValue, ifname: &str) -> Result<PodInterface, CniError> 
     if faults.is_empty() { Ok(pod) } else { Err(invalid(join(&faults))) }
 }
 
+/// The network namespace of the interface `ifname`, if the result names one.
+pub(crate) fn sandbox(result: &RawValue, ifname: &str) -> Option<String> {
+    let raw: Raw = serde_json::from_str(result.get()).ok()?;
+    let mut interfaces = raw.interfaces.unwrap_or_default().into_iter();
+    interfaces.find(|interface| interface.name == ifname)?.sandbox.filter(|path| !path.is_empty())
+}
+
 /// The result to print after ADD: the earlier plugins' own text, untouched, as CNI spec section 2 asks of
 /// a chained plugin that changes nothing of it. Only a `cniVersion` that was left out is put in front.
 #[must_use]

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use podspan_wire::settings::{FilePath, Reader, Section};
 
+use crate::earlier_pods::EarlierPods;
+
 /// How podspan gets into the chain of CNI plugins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
@@ -56,6 +58,8 @@ pub struct CniSettings {
     pub conf_dir: PathBuf,
     /// The plugin that is installed.
     pub plugin: PathBuf,
+    /// The directory in which runtimes remember what became of ADDs, as the agent sees it.
+    pub results_dir: PathBuf,
 }
 
 impl CniSettings {
@@ -70,9 +74,16 @@ impl CniSettings {
         let bin_dir = path(r, "bin-dir", "/opt/cni/bin");
         let conf_dir = path(r, "conf-dir", "/etc/cni/net.d");
         let plugin = path(r, "plugin", "/podspan-cni");
+        let results_dir = path(r, "results-dir", podspan_cni::results::DIRECTORY);
         let mode = section.optional(r, "mode").unwrap_or_default();
         section.finish(r);
-        Self { mode, bin_dir, conf_dir, plugin }
+        Self { mode, bin_dir, conf_dir, plugin, results_dir }
+    }
+
+    /// Where to look for pods that were there before podspan.
+    #[must_use]
+    pub fn earlier_pods(&self) -> EarlierPods {
+        EarlierPods { results_dir: self.results_dir.clone(), conf_dir: self.conf_dir.clone() }
     }
 }
 

@@ -326,7 +326,7 @@ impl Node {
 
     fn settings(&self, mode: Mode) -> CniSettings {
         let (bin_dir, conf_dir, plugin) = (self.path("bin"), self.path("conf"), self.path("plugin"));
-        CniSettings { mode, bin_dir, conf_dir, plugin }
+        CniSettings { mode, bin_dir, conf_dir, plugin, results_dir: self.path("results") }
     }
 
     fn start(&self, mode: Mode) -> Running {

@@ -33,7 +33,7 @@ impl Netns {
         &self.0
     }
 
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         format!("/run/netns/{}", self.0)
     }
 

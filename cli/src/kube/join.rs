@@ -42,7 +42,7 @@ struct Wanted {
 pub(crate) fn run(args: &Join) -> Result<ExitCode> {
     let wanted = Wanted::read(args)?;
     if args.dry_run {
-        let objects = wanted.objects(args, args.image.as_deref())?;
+        let objects = wanted.objects(args, args.image.as_deref(), args.enter_pods.unwrap_or_default())?;
         let text = match args.output {
             ManifestFormat::Yaml => manifests::yaml(&objects)?,
             ManifestFormat::Json => manifests::list(&objects)?,
@@ -64,8 +64,11 @@ impl Wanted {
         Ok(Self { text, bundle, grant, broker })
     }
 
-    fn objects(&self, args: &Join, image: Option<&str>) -> Result<Vec<Value>> {
+    fn objects(&self, args: &Join, image: Option<&str>, enter_pods: bool) -> Result<Vec<Value>> {
         let mut objects = manifests::program(args.broker_here, image)?;
+        if enter_pods {
+            manifests::enter_pods(&mut objects)?;
+        }
         if args.settings_only {
             // What is applied here needs the types; what is printed goes beside the overlay, which has them.
             objects.retain(|object| {
@@ -121,10 +124,11 @@ async fn join(args: &Join, wanted: &Wanted) -> Result<ExitCode> {
     until_left(&cluster).await?;
     let renewed = check_joined(&cluster, wanted).await?;
     check_nodes(&cluster, &args.gateway).await?;
-    let objects = wanted.objects(args, args.image.as_deref())?;
+    let objects = wanted.objects(args, args.image.as_deref(), false)?;
     let there = present_agent(&cluster, &objects).await?;
     let image = args.image.clone().or_else(|| there.as_ref().and_then(manifests::image));
-    let mut objects = wanted.objects(args, image.as_deref())?;
+    let enter_pods = args.enter_pods.unwrap_or_else(|| there.as_ref().is_some_and(manifests::enters_pods));
+    let mut objects = wanted.objects(args, image.as_deref(), enter_pods)?;
     let restarted = match renewed {
         true => Some(tls::now()?.to_string()),
         false => there.as_ref().and_then(manifests::restarted),

@@ -21,6 +21,8 @@ const BASE: [(&str, &str); 6] = [
 /// Those of `manifests/components/broker`.
 const BROKER_FILES: [(&str, &str); 1] =
     [("broker.yaml", include_str!("../../../manifests/components/broker/broker.yaml"))];
+/// The patch of `manifests/components/enter-pods`.
+const ENTER_PODS: &str = include_str!("../../../manifests/components/enter-pods/agent.yaml");
 
 /// The annotation of the agents' pods that tells when they were restarted for another bundle.
 const RESTARTED: &str = "podspan.io/bundle-renewed-at";
@@ -144,6 +146,22 @@ pub(super) fn set_restarted(objects: &mut [Value], when: Option<&str>) {
     }
 }
 
+/// Lets the agents enter pods, as `manifests/components/enter-pods` does.
+pub(super) fn enter_pods(objects: &mut [Value]) -> Result<()> {
+    let patch: json_patch::Patch =
+        serde_saphyr::from_str(ENTER_PODS).context("the patch that lets agents enter pods")?;
+    for agent in objects.iter_mut().filter(|object| is_agent(object)) {
+        json_patch::patch(agent, &patch).context("the patch that lets agents enter pods")?;
+    }
+    Ok(())
+}
+
+/// Whether the agents of a DaemonSet may enter pods.
+pub(super) fn enters_pods(agent: &Value) -> bool {
+    let capabilities = agent.pointer("/spec/template/spec/containers/0/securityContext/capabilities/add");
+    capabilities.and_then(Value::as_array).is_some_and(|all| all.iter().any(|one| one == "SYS_ADMIN"))
+}
+
 /// The objects as YAML documents, for kubectl.
 pub(super) fn yaml(objects: &[Value]) -> Result<Zeroizing<String>> {
     let mut text = Zeroizing::new(String::new());
@@ -182,7 +200,7 @@ mod tests {
     fn nothing_of_the_kustomizations_is_forgotten() {
         let resources = |text: &str| -> Vec<String> {
             let value: Value = serde_saphyr::from_str(text).unwrap();
-            assert!(value.get("patches").is_none(), "patches are not built in");
+            assert!(value.get("patches").is_none(), "these patches are not built in");
             value["resources"]
                 .as_array()
                 .unwrap()
@@ -200,6 +218,39 @@ mod tests {
         ] {
             assert_eq!(resources(overlay), ["../../base"]);
         }
+        let entering: Value = serde_saphyr::from_str(include_str!(
+            "../../../manifests/components/enter-pods/kustomization.yaml"
+        ))
+        .unwrap();
+        assert_eq!(
+            (&entering["patches"], entering.get("resources")),
+            (&json!([{ "path": "agent.yaml", "target": { "kind": "DaemonSet", "name": AGENT } }]), None)
+        );
+    }
+
+    #[test]
+    fn agents_enter_pods_only_where_that_is_asked_for() {
+        let mut objects = program(true, None).unwrap();
+        let agent = |objects: &[Value]| objects.iter().find(|object| is_agent(object)).unwrap().clone();
+        let plain = objects.clone();
+        assert!(!enters_pods(&agent(&objects)));
+        enter_pods(&mut objects).unwrap();
+        let changed = agent(&objects);
+        assert!(enters_pods(&changed));
+        let spec = &changed["spec"]["template"]["spec"];
+        let names = |list: &Value| -> Vec<String> {
+            list.as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
+        };
+        let mounted = names(&spec["containers"][0]["volumeMounts"]);
+        let volumes = names(&spec["volumes"]);
+        for (name, mounts) in [("netns", 2), ("cni-results", 1)] {
+            assert!(volumes.contains(&name.to_owned()));
+            assert_eq!(mounted.iter().filter(|mount| *mount == name).count(), mounts, "{name}");
+        }
+        let others = |objects: &[Value]| -> Vec<Value> {
+            objects.iter().filter(|object| !is_agent(object)).cloned().collect()
+        };
+        assert_eq!(others(&objects), others(&plain));
     }
 
     #[test]

@@ -30,6 +30,9 @@ async fn upgrade(args: &Upgrade) -> Result<ExitCode> {
     };
     let before = manifests::image(&there.data).unwrap_or_else(|| "unknown".to_owned());
     manifests::set_restarted(&mut objects, manifests::restarted(&there.data).as_deref());
+    if manifests::enters_pods(&there.data) {
+        manifests::enter_pods(&mut objects)?;
+    }
     println!("Upgrading {} from {before} to {}", cluster.server, args.image);
     // The broker last: it is moved in one go, and only once the image is known to run.
     let is_broker = |object: &&serde_json::Value| object["kind"] == "Deployment";
