@@ -13,7 +13,7 @@ use crate::scenario::Findings;
 use crate::signals;
 use crate::topology::{Dual, POD_PORT, nth};
 
-const LIMIT: Duration = Duration::from_secs(120);
+pub(super) const LIMIT: Duration = Duration::from_secs(120);
 
 /// No traffic stands still for longer where nothing is lost: a busy machine alone makes it wait for a second.
 const STALL: Duration = Duration::from_secs(3);

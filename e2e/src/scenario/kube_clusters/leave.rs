@@ -4,9 +4,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use super::changes::{at_pod, tell, until_reached};
+use super::changes::{LIMIT, at_pod, tell, until_reached};
 use super::ways;
-use crate::kube::{Clusters, Probes};
+use crate::command::Cmd;
+use crate::kube::{Clusters, ProbePod, Probes, until};
 use crate::probe;
 use crate::scenario::Findings;
 use crate::snapshot::ORDER;
@@ -40,6 +41,43 @@ pub(super) fn deleted(clusters: &mut Clusters) -> Result<()> {
     findings.conclude(2 * 2 + 1 + 4 * 8 + 2 * 4 * 16)
 }
 
+/// Agents that may enter pods set the routes in those that were there before podspan, to all that the other cluster may
+/// have, as large as the path is.
+pub(super) fn entered(clusters: &mut Clusters) -> Result<()> {
+    let programs = clusters.programs()?.clone();
+    let probes = clusters.probes()?;
+    let mut findings = Findings::default();
+    for pod in &probes.pods {
+        findings.expect(&format!("routes in {} before", pod.name), Vec::new(), routes(clusters, pod)?);
+    }
+    for cluster in ["alpha", "beta"] {
+        let begin = Instant::now();
+        clusters.join_one(&programs, cluster, &["--enter-pods"])?;
+        tell(clusters, &format!("{cluster}: podspan join --enter-pods"), begin.elapsed());
+    }
+    for pod in &probes.pods {
+        let time = until(&format!("routes in {}", pod.name), LIMIT, || {
+            let routes = routes(clusters, pod)?;
+            // Pods and services of the other cluster in both families, and the range that may be added.
+            Ok(routes.len() == 5 && routes.iter().all(|route| route.contains(" mtu 14")))
+        })?;
+        tell(clusters, &format!("{}: until it has routes of its own", pod.name), time);
+    }
+    both_ways(clusters, &probes, &mut findings)?;
+    findings.conclude(4 + 4 * 16)
+}
+
+/// podspan's routes inside a pod.
+fn routes(clusters: &Clusters, pod: &ProbePod) -> Result<Vec<String>> {
+    let mut routes = Vec::new();
+    for family in ["-4", "-6"] {
+        let show = Cmd::new("ip").args([family, "-o", "route", "show", "proto", "112"]);
+        let text = show.within(&clusters.pod_netns(pod)?).text()?;
+        routes.extend(text.lines().map(|line| line.trim().to_owned()));
+    }
+    Ok(routes)
+}
+
 /// beta leaves, then alpha with the broker; both are compared in full with what they were before podspan came,
 /// and the pods run on.
 pub(super) fn leave(clusters: &mut Clusters) -> Result<()> {
@@ -52,7 +90,10 @@ pub(super) fn leave(clusters: &mut Clusters) -> Result<()> {
         compare(clusters, cluster, &mut findings)?;
     }
     run_on(clusters, &probes, &mut findings)?;
-    findings.conclude(2 + 1 + 4 * 8)
+    for pod in &probes.pods {
+        findings.expect(&format!("routes in {}", pod.name), Vec::new(), routes(clusters, pod)?);
+    }
+    findings.conclude(2 + 1 + 4 * 8 + 4)
 }
 
 /// A cluster that podspan has left is what it was before podspan came.

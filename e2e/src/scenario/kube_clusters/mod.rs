@@ -92,8 +92,14 @@ pub(super) fn all() -> Vec<Scenario<Clusters>> {
         ),
         scenario(
             ClustersSetting::Leaving,
+            "entered",
+            "agents that may enter pods set the routes in those that were there before podspan",
+            leave::entered,
+        ),
+        scenario(
+            ClustersSetting::Leaving,
             "leave",
-            "podspan leave: nodes and clusters exactly as before, pods run on",
+            "podspan leave: nodes, clusters and pods exactly as before, and pods run on",
             leave::leave,
         ),
     ]
