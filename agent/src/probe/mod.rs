@@ -236,6 +236,11 @@ impl Task {
         let now = Instant::now();
         let heard = |gateway: &NodeId| {
             let lanes = dataplane.status().peers.into_iter().find(|peer| peer.id == *gateway)?.lanes;
+            // The questions take this node's first lane.
+            let mut first = lanes.iter().filter(|lane| lane.local == 0);
+            if !first.any(plan::is_answering) {
+                return None;
+            }
             now.checked_sub(lanes.iter().filter_map(|lane| lane.last_reply_age).min()?)
         };
         for (gateway, forwards) in verdicts.judge(now, heard) {

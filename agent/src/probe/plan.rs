@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use podspan_dataplane::{Liveness, PeerStatus};
+use podspan_dataplane::{LaneStatus, Liveness, PeerStatus};
 use podspan_wire::{CidrSet, ClusterId, NodeId};
 
 use crate::membership::RemoteNode;
@@ -84,8 +84,7 @@ impl Planner {
             *idle = if busy { 0 } else { idle.saturating_add(1) };
             *before = sent;
             let first = peer.lanes.iter().find(|lane| lane.local == 0);
-            let answers = first.is_some_and(|lane| lane.established && lane.liveness < Liveness::Suspect)
-                || first.is_some_and(|lane| lane.liveness == Liveness::NotForwarding);
+            let answers = first.is_some_and(is_answering);
             clusters.entry(&peer.id.cluster).or_default().push(Gateway {
                 id: &peer.id,
                 node,
@@ -102,6 +101,11 @@ impl Planner {
         }
         plan
     }
+}
+
+/// Whether a gateway itself answers by this lane.
+pub(super) fn is_answering(lane: &LaneStatus) -> bool {
+    (lane.established && lane.liveness < Liveness::Suspect) || lane.liveness == Liveness::NotForwarding
 }
 
 struct Gateway<'a> {

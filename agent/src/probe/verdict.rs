@@ -3,7 +3,7 @@
 //! A gateway is taken to forward until it is clear that it does not: the last [`STREAK`] questions through it to
 //! a node are unanswered, while the same node answered one that was asked meanwhile by another way, and the gateway
 //! itself was heard in its tunnel. What is ambiguous is no evidence: a node that answers nobody says nothing of any
-//! gateway, and a gateway that is silent has its plug pulled, which its tunnel finds as soon.
+//! gateway, and what is asked while the gateway itself is silent says no more than its tunnel does.
 //!
 //! ```text
 //! asked each 100 ms    x fails   unanswered for 40 ms longer than usual: asked by all ways, each 50 ms
@@ -113,20 +113,27 @@ impl Verdicts {
     }
 
     /// What has become clear: gateways, and whether they forward. `heard` tells when a gateway last answered in its own
-    /// tunnel; it is asked only about those that seem not to forward.
+    /// tunnel, or nothing if it is silent at the moment; it is asked only about those through which a question has just
+    /// remained unanswered.
     pub fn judge(&mut self, now: Instant, heard: impl Fn(&NodeId) -> Option<Instant>) -> Vec<(NodeId, bool)> {
         self.asked.retain(|_, way| way.questions.last().is_some_and(|last| now - last.at < FORGOTTEN));
-        let mut gateways: Vec<&NodeId> = self.asked.keys().map(|(gateway, _)| gateway).collect();
+        let mut gateways: Vec<NodeId> = self.asked.keys().map(|(gateway, _)| gateway.clone()).collect();
         gateways.dedup();
         let mut news = Vec::new();
         for gateway in gateways {
-            let known = self.refuted.contains(gateway);
-            let (forwards, silent) = (self.forwards(gateway, now), self.silent_since(gateway, now));
-            match silent {
-                Some(silent) if !known && !forwards && heard(gateway).is_some_and(|heard| heard > silent) => {
-                    news.push((gateway.clone(), false));
-                }
-                None if known && forwards => news.push((gateway.clone(), true)),
+            let heard = match self.is_in_question(&gateway, now) {
+                true => heard(&gateway),
+                false => Some(now),
+            };
+            let Some(heard) = heard else {
+                self.asked.retain(|(via, _), _| *via != gateway);
+                continue;
+            };
+            let known = self.refuted.contains(&gateway);
+            let forwards = self.forwards(&gateway, now);
+            match self.silent_since(&gateway, now) {
+                Some(silent) if !known && !forwards && heard > silent => news.push((gateway, false)),
+                None if known && forwards => news.push((gateway, true)),
                 _ => {}
             }
         }
@@ -143,6 +150,12 @@ impl Verdicts {
     fn through<'a>(&'a self, gateway: &'a NodeId) -> impl Iterator<Item = (&'a NodeId, &'a Vec<Question>)> {
         let own = self.asked.iter().filter(move |((via, to), _)| via == gateway && to != gateway);
         own.map(|((_, to), way)| (to, &way.questions))
+    }
+
+    /// Whether the last question by some way through it is unanswered.
+    fn is_in_question(&self, gateway: &NodeId, now: Instant) -> bool {
+        self.through(gateway)
+            .any(|(_, questions)| settled(questions, now).next_back().is_some_and(|last| !last.answered))
     }
 
     /// Whether the last questions by some way through it were all answered.
@@ -309,6 +322,14 @@ mod tests {
             let answers = |gateway: &str| gateway != "g1";
             let (_, news) = ticks_while_heard(&mut verdicts, &mut now, 40, RTT, answers, heard);
             assert_eq!(news, [], "heard at {alive} ms");
+            // Its tunnel has noticed; then it is back, at any time between two looks and two questions.
+            for tail in 0..6 {
+                let silent = |gateway: &NodeId, now| (*gateway != g1).then_some(now);
+                let (_, news) = ticks_while_heard(&mut verdicts, &mut now, 20 + tail, RTT, answers, silent);
+                assert_eq!(news, []);
+                let (_, news) = ticks(&mut verdicts, &mut now, 10, RTT, |_| true);
+                assert_eq!(news, [], "back after {tail}");
+            }
             // It comes back, and only then does not forward.
             let (_, news) = ticks(&mut verdicts, &mut now, 4, RTT, answers);
             assert_eq!(news.len(), 1);
