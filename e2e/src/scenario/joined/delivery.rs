@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
-use podspan_wire::status::Reachability;
+use podspan_wire::status::{Liveness, Reachability};
 
 use super::{Scenario, Setting};
 use crate::command::Cmd;
@@ -37,6 +37,9 @@ const CHECK: &str = "inet source-check";
 /// How soon it is found that the network drops, and that it does so no more.
 const FOUND: Duration = Duration::from_secs(10);
 const BACK: Duration = Duration::from_secs(25);
+
+/// How long a gateway may be held down that went again and again.
+const CALM: Duration = Duration::from_secs(70);
 
 /// How soon senders are told that a node's agent is dead.
 const TOLD: Duration = Duration::from_secs(6);
@@ -181,7 +184,35 @@ fn restart_with(world: &mut World, delivery: Option<&str>) -> Result<()> {
         world.start_agent(&node.name)?;
     }
     world.wait_until_all_tunnels_stand()?;
-    if delivery.is_none() { Ok(()) } else { wait_for_tunnels(world) }
+    if delivery.is_some() {
+        wait_for_tunnels(world)?;
+    }
+    wait_until_calm(world)
+}
+
+/// Waits until no gateway of alpha is held down: a connection to a service does not survive that its flow goes back to
+/// one.
+fn wait_until_calm(world: &World) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let mut restless = Vec::new();
+        for node in world.topology.nodes().filter(|node| node.cluster != CLUSTER) {
+            let status = world.agent_status(node)?;
+            for seen in status.clusters.iter().flat_map(|cluster| &cluster.nodes) {
+                let name = seen.id.node.as_str();
+                if GATEWAYS.contains(&name) && seen.liveness() > Liveness::Unproven {
+                    restless.push(format!("{}: {name} is {}", node.name, seen.liveness().label()));
+                }
+            }
+        }
+        if restless.is_empty() {
+            return Ok(());
+        }
+        if begun.elapsed() > CALM {
+            bail!("{} s after a restart: {}", CALM.as_secs(), restless.join(", "));
+        }
+        signals::sleep(Duration::from_millis(200))?;
+    }
 }
 
 /// Waits until all tunnels inside alpha stand.
