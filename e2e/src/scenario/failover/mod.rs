@@ -130,5 +130,5 @@ fn kind(world: &mut World, strike: Strike) -> Result<()> {
     let mut findings = Findings::default();
     let trials = run_trials(world, strike, count(), &Screen::new(false))?;
     trials::judge(&trials, strike, &mut findings);
-    findings.conclude(count() * 6)
+    findings.conclude(count() * 5 + 1)
 }
