@@ -81,6 +81,17 @@ const CLOCK_SLACK_SECONDS: u64 = 2;
 /// Whether a person drained this node.
 pub const DRAINED: &str = "drained.json";
 
+/// What is kept as JSON.
+const FILES: [&str; 7] = [
+    "lanes.json",
+    "version.json",
+    "known.json",
+    "endpoints.json",
+    "delivery.json",
+    "attachments.json",
+    "facts.json",
+];
+
 impl StateDir {
     /// Opens the directory, making it if need be (mode 0700), and locks it.
     ///
@@ -341,16 +352,7 @@ impl StateDir {
     /// # Errors
     /// If something cannot be removed, or the directory holds what is not podspan's.
     pub fn remove(self) -> anyhow::Result<()> {
-        for name in [
-            "lanes.json",
-            "version.json",
-            "known.json",
-            "endpoints.json",
-            "delivery.json",
-            "attachments.json",
-            "facts.json",
-            DRAINED,
-        ] {
+        for name in FILES.into_iter().chain([DRAINED]) {
             for file in [
                 self.file(name),
                 self.file(name).with_extension("damaged"),
@@ -440,15 +442,7 @@ mod tests {
     fn damaged_files_do_not_keep_the_agent_from_starting() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
-        for name in [
-            "lanes.json",
-            "version.json",
-            "known.json",
-            "endpoints.json",
-            "delivery.json",
-            "attachments.json",
-            "facts.json",
-        ] {
+        for name in FILES {
             fs::write(dir.path().join(name), b"\xff\x00\xfe").unwrap();
         }
         assert_eq!(state.lanes(1, UnixTime(1)).unwrap().len(), 1);
