@@ -107,6 +107,35 @@ fn three_agents_follow_each_other_and_nothing_is_removed_in_between() {
     assert!(node.run(&["clean"]).status.success());
 }
 
+/// What a killed agent leaves for a moment: its threads end one by one, and as long as the last of them is there,
+/// the lock is held and the socket takes connections. Here a test holds both.
+#[test]
+fn an_agent_that_is_just_dying_is_waited_for() {
+    let node = Node::new();
+    assert!(node.start(&[]).stop(Signal::SIGTERM));
+    // What cannot be taken over is not the other's to refuse when it is dead.
+    let path = node.path("state/lanes.json");
+    let mut lanes: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let later = podspan_wire::UnixTime::from(SystemTime::now()).after(Duration::from_secs(3600));
+    lanes["used"] = serde_json::to_value(later).unwrap();
+    std::fs::write(&path, lanes.to_string()).unwrap();
+
+    let dying = (
+        StateDir::open(&node.path("state")).unwrap(),
+        std::os::unix::net::UnixListener::bind(node.path("run/agent.sock")).unwrap(),
+    );
+    let refused = node.run(&[]);
+    assert_eq!(refused.status.code(), Some(1), "it does not die");
+    assert!(text(&refused).contains("the clock went back"), "{}", text(&refused));
+
+    let mut agent = spawn(&node);
+    std::thread::sleep(Duration::from_millis(500));
+    drop(dying);
+    wait_until_it_runs(&node, &mut agent);
+    assert!(agent.stop(Signal::SIGTERM));
+}
+
 #[test]
 fn an_agent_that_is_set_up_otherwise_is_refused() {
     let node = Node::new();

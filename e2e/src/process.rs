@@ -24,11 +24,13 @@ impl ProcessId {
         Ok(Self { pid, started })
     }
 
-    /// Whether it runs; one that has ended and waits for its parent does not.
+    /// Whether it runs; one that has ended and waits for its parent does not. A killed one has not ended before its
+    /// last thread has: its sockets and locks are there so long, though its first thread may be a zombie already.
     pub(crate) fn is_alive(self) -> bool {
         // If it is a child of this process, its end is taken note of here.
         waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG)).ok();
-        stat(self.pid).is_some_and(|(state, started)| started == self.started && state != 'Z')
+        stat(self.pid)
+            .is_some_and(|(state, started)| started == self.started && runs(state, threads(self.pid)))
     }
 
     /// Sends it a signal, if it still is.
@@ -66,6 +68,16 @@ impl ProcessId {
     }
 }
 
+/// Whether a process runs whose first thread is in this state.
+fn runs(state: char, threads: usize) -> bool {
+    state != 'Z' || threads > 1
+}
+
+/// How many threads a process has; a zombie among them counts.
+fn threads(pid: i32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
 /// State and start time of a process (proc(5)).
 fn stat(pid: i32) -> Option<(char, u64)> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -92,5 +104,15 @@ mod tests {
         assert!(process.is_alive(), "what is signalled is never another process");
         assert!(process.end(Duration::from_secs(5)).unwrap());
         assert!(!process.is_alive());
+    }
+
+    #[test]
+    fn a_process_lives_as_long_as_its_last_thread() {
+        let cases = [('S', 1, true), ('R', 3, true), ('Z', 3, true), ('Z', 2, true), ('Z', 1, false)];
+        for (state, threads, alive) in cases {
+            assert_eq!(runs(state, threads), alive, "{state} {threads}");
+        }
+        assert!(threads(i32::try_from(std::process::id()).unwrap()) > 1, "libtest's own and this one");
+        assert_eq!(threads(i32::MAX), 0);
     }
 }

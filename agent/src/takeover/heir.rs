@@ -75,11 +75,20 @@ pub async fn follow(config: &Config) -> anyhow::Result<Followed> {
     let Ok(stream) = spawn_blocking(move || UnixStream::connect(socket)).await? else {
         return Ok(Followed::Nobody);
     };
-    let heir = match Heir::new(config, Talk::new(stream)).await {
-        Ok(heir) => heir,
-        Err(why) => return Ok(Followed::Refused(format!("{why:#}"))),
-    };
-    Ok(heir.follow().await)
+    let talk = Talk::new(stream);
+    match Heir::new(config, talk).await {
+        Ok(heir) => Ok(heir.follow().await),
+        Err(why) => Ok(unless_dead(config, format!("{why:#}")).await),
+    }
+}
+
+/// What is refused, and why, unless the other agent is dead or was about to end: a killed one takes connections and
+/// holds the lock until the last of its threads is gone.
+async fn unless_dead(config: &Config, why: String) -> Followed {
+    match lock(&config.state_dir, LOCK_WITHIN).await {
+        Some(state) => Followed::Parts(Box::new(Parts { state: Some(Arc::new(state)), ..Parts::default() })),
+        None => Followed::Refused(why),
+    }
 }
 
 struct Heir<'a> {
@@ -136,15 +145,7 @@ impl<'a> Heir<'a> {
             Ok(lent) => lent,
             Err(why) => {
                 self.talk = None;
-                // It may have died, or have been about to end.
-                let state = lock(&self.config.state_dir, LOCK_WITHIN).await;
-                return match state {
-                    Some(state) => {
-                        let state = Some(Arc::new(state));
-                        Followed::Parts(Box::new(Parts { state, ..Parts::default() }))
-                    }
-                    None => Followed::Refused(why),
-                };
+                return unless_dead(self.config, why).await;
             }
         };
         let settings = settings(self.config, self.peek.lanes.clone());
