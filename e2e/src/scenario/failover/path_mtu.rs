@@ -30,6 +30,10 @@ const STILL: Duration = Duration::from_secs(3);
 /// A datagram that its sender must fragment.
 const LARGE: usize = 4000;
 
+/// Within which the routes follow what the data plane has found: the agent looks every second, and until then the
+/// data plane itself tells senders.
+const FOLLOWED: Duration = Duration::from_secs(3);
+
 /// Within which more is used again: podspan tries every minute at least.
 const RISE: Duration = Duration::from_secs(75);
 
@@ -88,9 +92,17 @@ fn fall_and_rise(world: &World, mtu: u32, findings: &mut Findings) -> Result<()>
     let told = status.problems.iter().any(|problem| problem.contains("black hole found at"));
     findings.require(told, || format!("{mtu}: nobody is told: {:?}", status.problems));
     let least = |overhead: u32| (mtu - overhead).max(1280);
-    let route = status.clusters.iter().find(|c| c.cluster.as_str() == "alpha").and_then(|c| c.path_mtu);
-    findings.require(route.is_some_and(|route| (least(80)..=least(60)).contains(&route)), || {
-        format!("{mtu}: the routes have {route:?}")
+    let begin = Instant::now();
+    let follows = |route: Option<u32>| route.is_some_and(|mtu| (least(80)..=least(60)).contains(&mtu));
+    let route = loop {
+        let route = route_mtu(world)?;
+        if follows(route) || begin.elapsed() > FOLLOWED {
+            break route;
+        }
+        signals::sleep(Duration::from_millis(100))?;
+    };
+    findings.require(follows(route), || {
+        format!("{mtu}: the routes have {route:?}, {} s after the transfers", FOLLOWED.as_secs())
     });
 
     // And wide again.
@@ -109,6 +121,12 @@ fn fall_and_rise(world: &World, mtu: u32, findings: &mut Findings) -> Result<()>
         begin.elapsed().as_secs()
     ));
     Ok(())
+}
+
+/// What the sending node's routes to alpha take.
+fn route_mtu(world: &World) -> Result<Option<u32>> {
+    let status = world.agent_status(world.node(NODE)?)?;
+    Ok(status.clusters.iter().find(|cluster| cluster.cluster.as_str() == "alpha").and_then(|c| c.path_mtu))
 }
 
 /// The tunnels of the sending node to alpha that have been measured.
