@@ -68,6 +68,11 @@ impl Contender {
         matches!(self, Self::WireguardGo | Self::Gotatun | Self::BoringtunOne | Self::BoringtunFour)
     }
 
+    /// Whether its round trips are measured.
+    pub(crate) fn is_pinged(self) -> bool {
+        !matches!(self, Self::PodspanTwoLanes | Self::Bound)
+    }
+
     fn options(self) -> Options {
         let lanes = if self == Self::PodspanTwoLanes { 2 } else { 1 };
         let threads = (self == Self::BoringtunOne).then_some(1);

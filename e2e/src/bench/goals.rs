@@ -2,6 +2,7 @@
 
 use super::contender::Contender;
 use super::metric::{Metric, Results};
+use super::stats::ratio_between;
 use super::table::short;
 
 /// One goal with what was seen.
@@ -14,6 +15,8 @@ pub(crate) struct Goal {
     pub(crate) limit: f64,
     /// Whether the value must be at least the limit, rather than at most.
     pub(crate) at_least: bool,
+    /// Between what the value lies with 95 % certainty, where the goal is to be no worse than another.
+    pub(crate) between: Option<[f64; 2]>,
 }
 
 impl Goal {
@@ -21,15 +24,23 @@ impl Goal {
         self.value.map(|value| if self.at_least { value >= self.limit } else { value <= self.limit })
     }
 
-    /// `met` or `NOT MET` with the numbers.
+    /// Whether the turns do not tell which of the two is better.
+    pub(crate) fn is_even(&self) -> bool {
+        self.between.is_some_and(|[low, high]| low <= self.limit && self.limit <= high)
+    }
+
+    /// `met`, `even` or `NOT MET` with the numbers.
     pub(crate) fn verdict(&self) -> [String; 3] {
         let sign = if self.at_least { ">=" } else { "<=" };
         let verdict = match self.is_met() {
             Some(true) => "met",
+            Some(false) if self.is_even() => "even: the turns do not tell them apart",
             Some(false) => "NOT MET",
             None => "not measured",
         };
-        [self.value.map_or("-".into(), short), format!("{sign} {}", short(self.limit)), verdict.into()]
+        let between = |[low, high]: [f64; 2]| format!(" ({} to {})", short(low), short(high));
+        let seen = self.value.map(|value| short(value) + &self.between.map(between).unwrap_or_default());
+        [seen.unwrap_or("-".into()), format!("{sign} {}", short(self.limit)), verdict.into()]
     }
 }
 
@@ -38,7 +49,7 @@ pub(crate) fn of(results: &Results) -> Vec<Goal> {
     let mine = |metric| results.median(Contender::Podspan, metric);
     let mut goals = Vec::new();
     let mut goal = |what: String, value: Option<f64>, limit: f64, at_least: bool| {
-        goals.push(Goal { what, value, limit, at_least });
+        goals.push(Goal { what, value, limit, at_least, between: None });
     };
     let ratio = |metric, other: Option<f64>| Some(mine(metric)? / other?);
     for (metric, ..) in Metric::TCP {
@@ -67,8 +78,18 @@ pub(crate) fn of(results: &Results) -> Vec<Goal> {
     goal(named(Metric::Udp64, udp), value, 1.5, true);
     for metric in [Metric::CpuPerPacket, Metric::RttP50, Metric::RttP99, Metric::RttLoadP99] {
         let peer = best(metric);
-        goal(named(metric, peer), ratio(metric, peer.map(|(_, value)| value)), 1.0, false);
+        let turns = |contender| results.turns(contender, metric);
+        goals.push(Goal {
+            what: named(metric, peer),
+            value: ratio(metric, peer.map(|(_, value)| value)),
+            limit: 1.0,
+            at_least: false,
+            between: peer.and_then(|(peer, _)| ratio_between(turns(Contender::Podspan), turns(peer))),
+        });
     }
+    let mut goal = |what: String, value: Option<f64>, limit: f64, at_least: bool| {
+        goals.push(Goal { what, value, limit, at_least, between: None });
+    };
     goal(Metric::RssIdle.title().into(), mine(Metric::RssIdle), 16.0, false);
     goal(Metric::RssLoad.title().into(), mine(Metric::RssLoad), 64.0, false);
     for metric in [Metric::Tcp4, Metric::Tcp4Reverse] {
@@ -101,5 +122,23 @@ mod tests {
         assert_eq!(met("RTT p99 idle, us: x gotatun"), Some(false));
         assert_eq!(met("TCP 4 streams, Gbit/s: two lanes"), Some(true));
         assert_eq!(met("RSS idle"), None);
+    }
+
+    #[test]
+    fn what_cannot_be_told_apart_is_even() {
+        let verdict = |mine: [f64; 5], theirs: [f64; 5]| {
+            let mut results = Results::default();
+            for (mine, theirs) in mine.into_iter().zip(theirs) {
+                results.add(Contender::Podspan, Metric::RttP50, mine);
+                results.add(Contender::BoringtunOne, Metric::RttP50, theirs);
+            }
+            let goals = of(&results);
+            goals.into_iter().find(|goal| goal.what.starts_with("RTT p50")).unwrap().verdict()
+        };
+        let base = [100.0, 110.0, 95.0, 140.0, 102.0];
+        let [seen, _, word] = verdict([103.0, 99.0, 130.0, 101.0, 120.0], base);
+        assert!(seen.starts_with("1.01 (") && word.starts_with("even"), "{seen} {word}");
+        assert_eq!(verdict(base.map(|value| value * 1.1), base)[2], "NOT MET");
+        assert_eq!(verdict(base.map(|value| value * 0.9), base)[2], "met");
     }
 }

@@ -20,13 +20,15 @@ pub(crate) struct Pace {
     pub(crate) rounds: usize,
     /// A TCP run, whole seconds.
     pub(crate) tcp: u32,
-    /// A flood of small packets, a steady flow of them, and pings.
+    /// A flood of small packets, and a steady flow of them.
     pub(crate) udp: Duration,
+    /// Turns of pings after each round.
+    pub(crate) pings: usize,
 }
 
 impl Pace {
-    pub(crate) const FULL: Self = Self { rounds: 7, tcp: 3, udp: Duration::from_secs(2) };
-    pub(crate) const QUICK: Self = Self { rounds: 3, tcp: 1, udp: Duration::from_secs(1) };
+    pub(crate) const FULL: Self = Self { rounds: 7, tcp: 3, udp: Duration::from_secs(2), pings: 5 };
+    pub(crate) const QUICK: Self = Self { rounds: 3, tcp: 1, udp: Duration::from_secs(1), pings: 3 };
 }
 
 /// The steady flow, packets per second.
@@ -34,6 +36,10 @@ const RATE: u32 = 20_000;
 
 /// The distance of pings.
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// How long one turn of pings takes. What a wakeup costs a virtual machine changes from second to second and by more
+/// than the contenders differ, so they take turns quickly.
+const PINGS: Duration = Duration::from_millis(700);
 
 /// What a turn is measured with.
 #[derive(Debug)]
@@ -48,20 +54,23 @@ pub(crate) struct Turn<'a> {
 impl Turn<'_> {
     /// Measures all of it. What fails is noted, and the rest is measured all the same.
     pub(crate) fn run(&self, tunnel: &mut Tunnel, results: &mut Results) -> Result<()> {
-        let only_tcp = matches!(self.contender, Contender::PodspanTwoLanes | Contender::Bound);
         self.note(results, "memory", |turn, out| turn.idle_memory(tunnel, out));
-        if !only_tcp {
-            self.note(results, "round trips", |turn, out| turn.idle_round_trips(out));
-        }
         self.note(results, "a steady flow", |turn, out| turn.steady(tunnel, out));
         for (metric, streams, reverse) in Metric::TCP {
             self.note(results, metric.title(), |turn, out| turn.tcp(tunnel, metric, streams, reverse, out));
         }
         self.note(results, "a flood", |turn, out| turn.flood(out));
-        if !only_tcp {
+        if self.contender.is_pinged() {
             self.note(results, "round trips under load", |turn, out| turn.loaded_round_trips(out));
         }
         self.note(results, "memory", |turn, out| turn.loaded_memory(tunnel, out));
+        crate::signals::check()?;
+        Ok(())
+    }
+
+    /// Measures the round trips of a tunnel that carries nothing else.
+    pub(crate) fn pings(&self, results: &mut Results) -> Result<()> {
+        self.note(results, "round trips", Self::idle_round_trips);
         crate::signals::check()?;
         Ok(())
     }
@@ -102,7 +111,7 @@ impl Turn<'_> {
     }
 
     fn idle_round_trips(&self, results: &mut Results) -> Result<()> {
-        let times = self.sockets()?.round_trips(self.pace.udp, PAUSE)?;
+        let times = self.sockets()?.round_trips(PINGS, PAUSE)?;
         for (metric, share) in [(Metric::RttP50, 0.5), (Metric::RttP99, 0.99)] {
             results.add(self.contender, metric, percentile(&times, share).context("no ping came back")?);
         }

@@ -134,6 +134,11 @@ impl Results {
         Summary::of(self.values.get(&(contender, metric))?)
     }
 
+    /// What each turn came to, in the order of time.
+    pub(crate) fn turns(&self, contender: Contender, metric: Metric) -> &[f64] {
+        self.values.get(&(contender, metric)).map_or(&[], Vec::as_slice)
+    }
+
     pub(crate) fn median(&self, contender: Contender, metric: Metric) -> Option<f64> {
         self.of(contender, metric).map(|summary| summary.median)
     }

@@ -209,17 +209,21 @@ fn measure_all(
     let iperf = iperf::serve(&mut site, &netns[1])?;
     let mut broken = Vec::new();
     for round in 1..=pace.rounds {
-        for contender in contenders {
+        let pings = contenders.iter().filter(|contender| contender.is_pinged());
+        let pings = std::iter::repeat_n(pings, pace.pings).flatten();
+        let turns = contenders.iter().map(|contender| (contender, true)).chain(pings.map(|c| (c, false)));
+        for (contender, is_whole) in turns {
             signals::check()?;
             if broken.contains(contender) {
                 continue;
             }
-            screen.line(&format!("round {round} of {}: {}", pace.rounds, contender.name()));
+            let what = if is_whole { "" } else { ", pings" };
+            screen.line(&format!("round {round} of {}: {}{what}", pace.rounds, contender.name()));
             let program = contender.kind().and_then(|kind| programs.get(&kind));
             match Tunnel::start(&mut site, *contender, program, &netns) {
                 Ok(mut tunnel) => {
                     let turn = Turn { contender: *contender, netns: &netns, iperf, pace };
-                    turn.run(&mut tunnel, results)?;
+                    if is_whole { turn.run(&mut tunnel, results) } else { turn.pings(results) }?;
                     tunnel.stop()?;
                 }
                 Err(error) => {

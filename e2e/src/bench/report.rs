@@ -164,6 +164,8 @@ pub(crate) fn document(results: &Results, surroundings: &Surroundings) -> Value 
                 "limit": goal.limit,
                 "at_least": goal.at_least,
                 "met": goal.is_met(),
+                "between": goal.between.map(|ends| ends.map(rounded)),
+                "even": goal.is_even(),
             })
         })
         .collect();
