@@ -3,6 +3,9 @@
 //! A register holds one row of the state of four blocks: with `a` to `d` for the rows, a quarter round of all
 //! columns is twelve instructions, and turning the rows makes diagonals columns. Six such units fill 24 of the
 //! 32 registers, and none of them waits for another.
+//!
+//! Where there are six, four of them are transposed: then a register holds one word of sixteen blocks, and turning a
+//! row is to take another register, which costs nothing.
 
 use std::arch::x86_64::*;
 
@@ -88,18 +91,39 @@ impl Stream {
             *d = _mm512_add_epi32(d0, _mm512_maskz_set1_epi32(0x1111, (n * UNIT) as i32));
         }
         let (mut a, mut b, mut c, mut d) = ([a0; N], [b0; N], [c0; N], last);
+        let transposed = if N == UNITS { UNIT } else { 0 };
+        if transposed > 0 {
+            for row in [&mut a, &mut b, &mut c, &mut d] {
+                transpose(row);
+            }
+        }
         for _ in 0..10 {
             quarter_rounds(&mut a, &mut b, &mut c, &mut d);
-            for n in 0..N {
+            if transposed > 0 {
+                turn::<1>(&mut b);
+                turn::<2>(&mut c);
+                turn::<3>(&mut d);
+            }
+            for n in transposed..N {
                 b[n] = _mm512_shuffle_epi32::<0b00_11_10_01>(b[n]);
                 c[n] = _mm512_shuffle_epi32::<0b01_00_11_10>(c[n]);
                 d[n] = _mm512_shuffle_epi32::<0b10_01_00_11>(d[n]);
             }
             quarter_rounds(&mut a, &mut b, &mut c, &mut d);
-            for n in 0..N {
+            if transposed > 0 {
+                turn::<3>(&mut b);
+                turn::<2>(&mut c);
+                turn::<1>(&mut d);
+            }
+            for n in transposed..N {
                 b[n] = _mm512_shuffle_epi32::<0b10_01_00_11>(b[n]);
                 c[n] = _mm512_shuffle_epi32::<0b01_00_11_10>(c[n]);
                 d[n] = _mm512_shuffle_epi32::<0b00_11_10_01>(d[n]);
+            }
+        }
+        if transposed > 0 {
+            for row in [&mut a, &mut b, &mut c, &mut d] {
+                transpose(row);
             }
         }
         let mut blocks = Blocks([zero; UNITS * UNIT]);
@@ -115,6 +139,29 @@ impl Stream {
             blocks.0[UNIT * n + 3] = _mm512_shuffle_i32x4::<0xdd>(ab1, cd1);
         }
         blocks
+    }
+}
+
+/// Transposes the words of the first four units within each lane: from one row of four blocks in each register to one word
+/// of sixteen blocks, and back.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(row: &mut [__m512i]) {
+    let [x0, x1, x2, x3] = [row[0], row[1], row[2], row[3]];
+    let (low01, high01) = (_mm512_unpacklo_epi32(x0, x1), _mm512_unpackhi_epi32(x0, x1));
+    let (low23, high23) = (_mm512_unpacklo_epi32(x2, x3), _mm512_unpackhi_epi32(x2, x3));
+    row[0] = _mm512_unpacklo_epi64(low01, low23);
+    row[1] = _mm512_unpackhi_epi64(low01, low23);
+    row[2] = _mm512_unpacklo_epi64(high01, high23);
+    row[3] = _mm512_unpackhi_epi64(high01, high23);
+}
+
+/// Turns a row by `BY` columns where each column has a register of its own.
+#[inline]
+fn turn<const BY: usize>(row: &mut [__m512i]) {
+    let columns = [row[0], row[1], row[2], row[3]];
+    for (n, column) in row.iter_mut().take(UNIT).enumerate() {
+        *column = columns[(n + BY) % UNIT];
     }
 }
 

@@ -12,6 +12,9 @@
 //!   lane 7: ((m7 · r^8 + m15) · r^8 + m23) · r
 //! ```
 //!
+//! Two groups are taken at a time: one is multiplied by r^8, what came before by r^16, and what the products' limbs
+//! have too much is carried once for both.
+//!
 //! Splitting blocks into limbs puts them into another order, that of [`ORDER`].
 
 use std::arch::x86_64::*;
@@ -60,15 +63,19 @@ pub(super) fn tag(key: [u64; 4], message: &[u8]) -> [u8; BLOCK] {
     let blocks = message.len().div_ceil(BLOCK) + 1;
     let groups = blocks.div_ceil(8);
     let empty = groups * 8 - blocks;
-    let mut sum = [_mm512_setzero_si512(); 3];
-    for group in 0..groups {
+    let numbers = |group: usize| {
         let (x, y) = load(message, empty, group, group + 1 == groups);
-        let is_block = if group == 0 { FROM[empty] } else { 0xff };
-        sum = if group == 0 {
-            split(x, y, is_block)
-        } else {
-            add(multiply(sum, &eight), split(x, y, is_block))
-        };
+        split(x, y, if group == 0 { FROM[empty] } else { 0xff })
+    };
+    let mut sum = numbers(0);
+    if groups.is_multiple_of(2) {
+        sum = add(multiply(sum, &eight), numbers(1));
+    }
+    if groups > 2 {
+        let sixteen = Factors::new(multiply(eight.r, &eight));
+        for group in (2 - groups % 2..groups).step_by(2) {
+            sum = add(multiply_both(sum, &sixteen, numbers(group), &eight), numbers(group + 1));
+        }
     }
     finish(multiply(sum, &Factors::new(powers)), key[2], key[3])
 }
@@ -103,35 +110,62 @@ impl Factors {
 }
 
 /// Eight products. Limbs of `a` may be up to 2^47, those of `by` are products or normal: up to 2^45, and
-/// so 20 times them below 2^50. Nothing is near 52 bits where 52 bits are taken, nor near 64 where sums are.
+/// so 20 times them below 2^50. Nothing is near 52 bits where 52 bits are taken.
 #[inline]
 #[target_feature(enable = "avx512f,avx512ifma")]
 fn multiply(a: Numbers, by: &Factors) -> Numbers {
+    let zero = [_mm512_setzero_si512(); 3];
+    carry(add_products(Columns { low: zero, high: zero }, a, by))
+}
+
+/// Eight sums of two products; limbs as for [`multiply`]. `a` comes last, because it is waited for.
+#[inline]
+#[target_feature(enable = "avx512f,avx512ifma")]
+fn multiply_both(a: Numbers, by: &Factors, b: Numbers, with: &Factors) -> Numbers {
+    let zero = [_mm512_setzero_si512(); 3];
+    let columns = add_products(Columns { low: zero, high: zero }, b, with);
+    carry(add_products(columns, a, by))
+}
+
+/// Sums of products for each limb before anything is carried: of the lower 52 bits of each, and of what is above.
+struct Columns {
+    low: Numbers,
+    high: Numbers,
+}
+
+/// Six terms each after two products: below 2^55.
+#[inline]
+#[target_feature(enable = "avx512f,avx512ifma")]
+fn add_products(sums: Columns, a: Numbers, by: &Factors) -> Columns {
     let ([r0, r1, r2], [s1, s2]) = (by.r, by.s);
-    let zero = _mm512_setzero_si512();
-    let low = |x: [__m512i; 3]| {
-        let sum = _mm512_madd52lo_epu64(zero, a[0], x[0]);
-        _mm512_madd52lo_epu64(_mm512_madd52lo_epu64(sum, a[1], x[1]), a[2], x[2])
-    };
-    let high = |x: [__m512i; 3]| {
-        let sum = _mm512_madd52hi_epu64(zero, a[0], x[0]);
-        _mm512_madd52hi_epu64(_mm512_madd52hi_epu64(sum, a[1], x[1]), a[2], x[2])
-    };
     let columns = [[r0, s2, s1], [r1, r0, s2], [r2, r1, r0]];
-    let [l0, l1, l2] = columns.map(low);
-    let [h0, h1, h2] = columns.map(high);
-    // What is beyond 52 bits belongs to the next limb, 8 bits up: limbs are 44 bits apart. Behind the last, 42
-    // bits long, it is 10 bits, and comes back to the first five times.
-    let mut l1 = _mm512_add_epi64(l1, _mm512_slli_epi64::<8>(h0));
-    let mut l2 = _mm512_add_epi64(l2, _mm512_slli_epi64::<8>(h1));
+    let Columns { mut low, mut high } = sums;
+    for term in 0..3 {
+        for limb in 0..3 {
+            low[limb] = _mm512_madd52lo_epu64(low[limb], a[term], columns[limb][term]);
+            high[limb] = _mm512_madd52hi_epu64(high[limb], a[term], columns[limb][term]);
+        }
+    }
+    Columns { low, high }
+}
+
+/// What is beyond 52 bits belongs to the next limb, 8 bits up: limbs are 44 bits apart. Behind the last, 42
+/// bits long, it is 10 bits, and comes back to the first five times. Then each limb, below 2^56, hands on what it has
+/// too much, up to 2^14, and all do so at once: no limb waits for another one's.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn carry(sums: Columns) -> Numbers {
+    let Columns { low: [l0, l1, l2], high: [h0, h1, h2] } = sums;
+    let five = |x| _mm512_add_epi64(x, _mm512_slli_epi64::<2>(x));
+    let l0 = _mm512_add_epi64(l0, five(_mm512_slli_epi64::<10>(h2)));
+    let l1 = _mm512_add_epi64(l1, _mm512_slli_epi64::<8>(h0));
+    let l2 = _mm512_add_epi64(l2, _mm512_slli_epi64::<8>(h1));
     let (low44, low42) = (broadcast(LOW44), broadcast(LOW42));
-    l1 = _mm512_add_epi64(l1, _mm512_srli_epi64::<44>(l0));
-    l2 = _mm512_add_epi64(l2, _mm512_srli_epi64::<44>(l1));
-    let over = _mm512_add_epi64(_mm512_srli_epi64::<42>(l2), _mm512_slli_epi64::<10>(h2));
-    let five = _mm512_add_epi64(over, _mm512_slli_epi64::<2>(over));
-    let l0 = _mm512_add_epi64(_mm512_and_si512(l0, low44), five);
-    let l1 = _mm512_add_epi64(_mm512_and_si512(l1, low44), _mm512_srli_epi64::<44>(l0));
-    [_mm512_and_si512(l0, low44), l1, _mm512_and_si512(l2, low42)]
+    [
+        _mm512_add_epi64(_mm512_and_si512(l0, low44), five(_mm512_srli_epi64::<42>(l2))),
+        _mm512_add_epi64(_mm512_and_si512(l1, low44), _mm512_srli_epi64::<44>(l0)),
+        _mm512_add_epi64(_mm512_and_si512(l2, low42), _mm512_srli_epi64::<44>(l1)),
+    ]
 }
 
 /// Of a group that lacks the first `n` blocks, the lanes of those that are there.
@@ -332,7 +366,7 @@ mod tests {
                 let back = inverse(r);
                 for offset in 0..=8_u64 {
                     for target in [[offset, 0, 0], minus(P, [offset + 1, 0, 0])] {
-                        for blocks in [2, 7, 8, 9, 23] {
+                        for blocks in [2, 7, 8, 9, 23, 31, 39] {
                             // The last block that makes the sum what it is to be, if there is one: one in four has it.
                             for fill in 0..40_u8 {
                                 let mut message = vec![fill.wrapping_mul(37); blocks * BLOCK];
