@@ -560,6 +560,7 @@ impl Controller {
         if let Some(facts) = self.drain.retired(&self.dataplane) {
             self.use_facts(facts).await;
         }
+        self.drain.tell(&self.facts, &self.dataplane);
         let status = self.dataplane.status();
         self.look_at_gateways(&status.peers);
         self.look_at_deliveries();

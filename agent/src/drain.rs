@@ -17,6 +17,8 @@ pub const MOST: Duration = Duration::from_secs(3);
 const LEAST: Duration = Duration::from_millis(300);
 /// How often it is looked whether packets still come.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long a node that is a gateway no more has its peers avoid it: to them it is one until they have its new record.
+const LINGER: Duration = Duration::from_secs(10);
 /// Packets in one [`LOOK`] that are as good as none: keepalives of connections, strays.
 const FEW: u64 = 2;
 
@@ -29,6 +31,8 @@ pub struct Drain {
     told: bool,
     /// Facts by which this node is no gateway any more, since when, and packets received until the last look.
     retiring: Option<(LocalFacts, Instant, u64)>,
+    /// When it stopped to be a gateway, if it was one.
+    retired: Option<Instant>,
 }
 
 impl Drain {
@@ -75,18 +79,23 @@ impl Drain {
         by_hand.or_else(|| facts.draining.clone())
     }
 
+    /// Whether peers are to take other gateways.
+    fn is_to_be_avoided(&self, facts: &LocalFacts) -> bool {
+        self.reason(facts).is_some() || self.retired.is_some_and(|at| at.elapsed() < LINGER)
+    }
+
     /// Tells the peers what is new.
     pub fn tell(&mut self, facts: &LocalFacts, dataplane: &Dataplane) {
-        let reason = self.reason(facts);
-        if self.told != reason.is_some() {
-            self.told = reason.is_some();
-            match &reason {
+        let avoided = self.is_to_be_avoided(facts);
+        if self.told != avoided {
+            self.told = avoided;
+            match self.reason(facts) {
                 Some(reason) => {
                     info!(reason, "this node drains: peers take other gateways where there are any")
                 }
                 None => info!("this node does not drain any more"),
             }
-            dataplane.set_draining(self.told);
+            dataplane.set_draining(avoided);
         }
     }
 
@@ -99,24 +108,42 @@ impl Drain {
         found: LocalFacts,
         dataplane: &Dataplane,
     ) -> Option<LocalFacts> {
+        let admitted = self.admit_after(now, found, received(dataplane));
+        if admitted.is_none() {
+            self.tell(now, dataplane);
+        }
+        admitted
+    }
+
+    fn admit_after(&mut self, now: &LocalFacts, found: LocalFacts, received: u64) -> Option<LocalFacts> {
+        if found.gateway {
+            self.retired = None;
+        }
         if !now.gateway || found.gateway {
             self.retiring = None;
             return Some(found);
         }
         let since = self.retiring.as_ref().map_or_else(Instant::now, |(_, since, _)| *since);
-        self.retiring = Some((found, since, received(dataplane)));
-        self.tell(now, dataplane);
+        self.retiring = Some((found, since, received));
         None
     }
 
     /// Looks whether the peers have left; returns the facts that waited for it.
     #[must_use]
     pub fn retired(&mut self, dataplane: &Dataplane) -> Option<LocalFacts> {
+        self.retiring.as_ref()?;
+        self.retired_after(received(dataplane))
+    }
+
+    fn retired_after(&mut self, received: u64) -> Option<LocalFacts> {
         let (_, since, before) = self.retiring.as_mut()?;
-        let now = received(dataplane);
-        let few = now.saturating_sub(*before) <= FEW && since.elapsed() >= LEAST;
-        *before = now;
-        if few || since.elapsed() >= MOST { self.retiring.take().map(|(facts, ..)| facts) } else { None }
+        let few = received.saturating_sub(*before) <= FEW && since.elapsed() >= LEAST;
+        *before = received;
+        if !few && since.elapsed() < MOST {
+            return None;
+        }
+        self.retired = Some(Instant::now());
+        self.retiring.take().map(|(facts, ..)| facts)
     }
 }
 
@@ -149,5 +176,46 @@ pub async fn leave(dataplane: &Dataplane) {
             info!("packets still come: those who send them have no other way");
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn facts(gateway: bool) -> LocalFacts {
+        LocalFacts { gateway, ..LocalFacts::new("beta-2".parse().unwrap()) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_a_gateway_no_more_is_avoided_until_all_have_heard_of_it() {
+        let mut drain = Drain::default();
+        assert!(!drain.is_to_be_avoided(&facts(true)));
+        assert!(drain.admit_after(&facts(true), facts(false), 1000).is_none(), "peers have to leave first");
+        assert!(drain.is_to_be_avoided(&facts(true)));
+        assert!(drain.retired_after(1000).is_none(), "not yet heard of everywhere");
+        advance(LEAST).await;
+        assert!(drain.retired_after(1500).is_none(), "packets still come");
+        assert!(drain.retired_after(1501).is_some_and(|facts| !facts.gateway));
+        // Its record is on its way.
+        assert!(drain.is_to_be_avoided(&facts(false)));
+        assert_eq!(drain.reason(&facts(false)), None, "it does not drain");
+        advance(LINGER).await;
+        assert!(!drain.is_to_be_avoided(&facts(false)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_a_gateway_again_is_used_at_once() {
+        let mut drain = Drain::default();
+        assert!(drain.admit_after(&facts(true), facts(false), 0).is_none());
+        assert!(drain.admit_after(&facts(true), facts(true), 0).is_some(), "it has thought better of it");
+        assert!(!drain.is_to_be_avoided(&facts(true)));
+        assert!(drain.admit_after(&facts(true), facts(false), 0).is_none());
+        advance(MOST).await;
+        assert!(drain.retired_after(100).is_some(), "who still comes has no other way");
+        assert!(drain.admit_after(&facts(false), facts(true), 100).is_some());
+        assert!(!drain.is_to_be_avoided(&facts(true)));
     }
 }

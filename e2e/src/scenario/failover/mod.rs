@@ -21,6 +21,7 @@ use super::{Findings, Scenario, Setting};
 use crate::screen::Screen;
 use crate::world::World;
 
+pub(super) use dead::{Try, attempt};
 #[cfg(test)]
 pub(crate) use field::Seen;
 pub(crate) use field::sent_through;
@@ -102,6 +103,16 @@ pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
             "failover-drain",
             "a gateway that is drained, restarted and taken back loses no packet and no connection",
             drain::drain,
+        ),
+        scenario(
+            "failover-retired",
+            "a gateway that is made an ordinary node, and a gateway again, loses no packet and no connection",
+            drain::retired,
+        ),
+        scenario(
+            "failover-rolling",
+            "all agents of a cluster are followed by new ones, one after the other: no packet and no connection is lost",
+            drain::rolling,
         ),
     ];
     if is_soak() {

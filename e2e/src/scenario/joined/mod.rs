@@ -15,6 +15,7 @@ mod wire;
 use super::{Scenario, Setting};
 
 pub(super) use bad_input::with_clock;
+pub(super) use takeover::follow;
 
 /// What is shown under every variant of the clusters' own rules.
 pub(super) fn reach(setting: Setting) -> Vec<Scenario> {

@@ -137,6 +137,17 @@ fn wait_for_end(node: &str, old: ProcessId) -> Result<()> {
     Ok(())
 }
 
+/// Has a new agent take over from that of the node, until the old one has ended; how long it took to the cut.
+pub(in crate::scenario) fn follow(world: &mut World, node: &str) -> Result<Duration> {
+    let begun = Instant::now();
+    let (old, log) = begin(world, node)?;
+    wait_for(node, log, CUT)?;
+    let cut = begun.elapsed();
+    wait_for_end(node, old)?;
+    wait_for(node, log, "the agent before this one has ended; taken over")?;
+    Ok(cut)
+}
+
 fn takeover(world: &mut World) -> Result<()> {
     let mut findings = Findings::default();
     let before =
@@ -145,12 +156,7 @@ fn takeover(world: &mut World) -> Result<()> {
     let mut times = Vec::new();
     for (node, _) in FOLLOWED {
         for _ in 0..TIMES {
-            let begun = Instant::now();
-            let (old, log) = begin(world, node)?;
-            wait_for(node, log, CUT)?;
-            times.push(begun.elapsed());
-            wait_for_end(node, old)?;
-            wait_for(node, log, "the agent before this one has ended; taken over")?;
+            times.push(follow(world, node)?);
             signals::sleep(Duration::from_millis(300))?;
         }
     }
