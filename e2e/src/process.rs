@@ -66,6 +66,25 @@ impl ProcessId {
         self.wait(Duration::from_secs(5))?;
         Ok(false)
     }
+
+    /// What it takes (proc(5)).
+    pub(crate) fn size(self) -> Result<Size> {
+        let directory = std::path::PathBuf::from(format!("/proc/{}", self.pid));
+        let status = std::fs::read_to_string(directory.join("status"))?;
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let memory = resident.trim().trim_end_matches(" kB").parse().context("VmRSS")?;
+        let descriptors = std::fs::read_dir(directory.join("fd"))?.count();
+        Ok(Size { process: self, memory, descriptors })
+    }
+}
+
+/// What a process takes at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub(crate) process: ProcessId,
+    /// Resident, KiB.
+    pub(crate) memory: u64,
+    pub(crate) descriptors: usize,
 }
 
 /// Whether a process runs whose first thread is in this state.
@@ -104,6 +123,12 @@ mod tests {
         assert!(process.is_alive(), "what is signalled is never another process");
         assert!(process.end(Duration::from_secs(5)).unwrap());
         assert!(!process.is_alive());
+    }
+
+    #[test]
+    fn this_process_has_a_size() {
+        let own = ProcessId::of(std::process::id()).unwrap().size().unwrap();
+        assert!(own.memory > 100 && own.descriptors >= 3, "{own:?}");
     }
 
     #[test]

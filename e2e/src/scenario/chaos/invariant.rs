@@ -10,7 +10,7 @@ use podspan_wire::DEFAULT_PORT;
 use crate::capture::{Expected, Needle};
 use crate::netns::Netns;
 use crate::probe::{self, Job, Task};
-use crate::process::ProcessId;
+use crate::process::Size;
 use crate::signals;
 use crate::topology::{BROKER_PORT, Family, POD_PORT};
 use crate::world::{LANES, World};
@@ -92,15 +92,6 @@ fn out_time_exceeded(snmp: &str, snmp6: &str) -> Option<u64> {
     Some(v4 + v6.trim().parse::<u64>().ok()?)
 }
 
-/// What a process takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Size {
-    process: ProcessId,
-    /// Resident, KiB.
-    memory: u64,
-    descriptors: usize,
-}
-
 /// How much a process may grow over what it took after the first storm it lived through.
 const GROWN_PERCENT: u64 = 30;
 const GROWN_KIB: u64 = 8 * 1024;
@@ -121,7 +112,8 @@ impl Sizes {
             if !(agents.contains(&daemon.name) || daemon.name == crate::world::BROKER) {
                 continue;
             }
-            let now = size(daemon.process).with_context(|| format!("{} has ended by itself", daemon.name))?;
+            let now =
+                daemon.process.size().with_context(|| format!("{} has ended by itself", daemon.name))?;
             let first = match self.0.get(&daemon.name) {
                 Some(first) if first.process == now.process => first,
                 _ => {
@@ -142,15 +134,6 @@ impl Sizes {
     }
 }
 
-fn size(process: ProcessId) -> Result<Size> {
-    let directory = std::path::PathBuf::from(format!("/proc/{}", process.pid));
-    let status = std::fs::read_to_string(directory.join("status"))?;
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let memory = resident.trim().trim_end_matches(" kB").parse().context("VmRSS")?;
-    let descriptors = std::fs::read_dir(directory.join("fd"))?.count();
-    Ok(Size { process, memory, descriptors })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,11 +145,5 @@ mod tests {
         let snmp6 = "Icmp6OutDestUnreachs            \t3\nIcmp6OutTimeExcds               \t4\n";
         assert_eq!(out_time_exceeded(snmp, snmp6), Some(11));
         assert_eq!(out_time_exceeded("", snmp6), None);
-    }
-
-    #[test]
-    fn this_process_has_a_size() {
-        let own = size(ProcessId::of(std::process::id()).unwrap()).unwrap();
-        assert!(own.memory > 100 && own.descriptors >= 3, "{own:?}");
     }
 }

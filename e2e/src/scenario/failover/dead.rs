@@ -61,7 +61,7 @@ fn one(world: &World, client: &Netns, number: usize, findings: &mut Findings) ->
             match attempt(client, target(*address))? {
                 Try::Unreachable => break Some(begin.elapsed()),
                 Try::Reached => bail!("{family}: reached through gateways without plugs"),
-                Try::Other(error) => last = error,
+                Try::Other(error) => last = error.to_string(),
             }
             if begin.elapsed() > KNOWN {
                 break None;
@@ -104,14 +104,18 @@ fn one(world: &World, client: &Netns, number: usize, findings: &mut Findings) ->
     Ok(())
 }
 
+/// What became of a connection that was to be made.
 #[derive(Debug)]
-enum Try {
+pub(in crate::scenario) enum Try {
     Reached,
+    /// Somebody said that there is no way.
     Unreachable,
-    Other(String),
+    /// Nobody answers ([`ErrorKind::TimedOut`], after [`TRY`]), or something else is wrong.
+    Other(std::io::Error),
 }
 
-fn attempt(client: &Netns, target: SocketAddr) -> Result<Try> {
+/// Tries to make a connection to a pod and to get an echo.
+pub(in crate::scenario) fn attempt(client: &Netns, target: SocketAddr) -> Result<Try> {
     signals::check()?;
     client.enter(|| {
         let result = TcpStream::connect_timeout(&target, TRY).and_then(|stream| {
@@ -127,7 +131,7 @@ fn attempt(client: &Netns, target: SocketAddr) -> Result<Try> {
             {
                 Try::Unreachable
             }
-            Err(error) => Try::Other(error.to_string()),
+            Err(error) => Try::Other(error),
         })
     })
 }

@@ -1,13 +1,18 @@
-//! All gateways of a cluster dead: nothing leaves in clear, unless the settings say of this cluster that it may.
+//! All gateways of a cluster dead: nothing leaves in clear, unless the settings say of this cluster that it may, and
+//! nobody is told where they ask for silence.
 
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
+use super::failover::{Try, attempt};
 use super::{FROM, Findings, GATEWAYS, TO, plugs, restart_with, seen, sender, traffic};
 use crate::probe::Traffic;
 use crate::screen::Screen;
 use crate::signals;
+use crate::topology::{Family, POD_PORT};
 use crate::world::{self, World};
 
 /// By when all gateways must be known to be dead: a tunnel that happens to carry none of the flows is asked once in
@@ -30,6 +35,48 @@ pub(super) fn bypass(world: &mut World) -> Result<()> {
     result?;
     back?;
     findings.conclude(2 + 7)
+}
+
+/// Where silence is asked for, whoever wants to reach the cluster waits in vain; else he is told at once.
+pub(super) fn silent(world: &mut World) -> Result<()> {
+    let mut findings = Findings::default();
+    let result = restart_with(world, "[unreachable]\ndrop = [\"beta\"]\n")
+        .and_then(|()| without_gateways(world, &mut findings, true));
+    plugs(world, &GATEWAYS, true)?;
+    let back = restart_with(world, "");
+    result?;
+    back?;
+    let result = without_gateways(world, &mut findings, false);
+    plugs(world, &GATEWAYS, true)?;
+    result?;
+    world.wait_until_all_tunnels_stand()?;
+    findings.conclude(2 * (2 + 2))
+}
+
+/// What is tried while all gateways are dead gets no answer, or is answered that there is no way; and traffic is back
+/// soon after.
+fn without_gateways(world: &mut World, findings: &mut Findings, is_silent: bool) -> Result<()> {
+    let client = world.topology.find(FROM).context("the pod")?;
+    let traffic = start(world)?;
+    let before = in_clear(world)?;
+    plugs(world, &GATEWAYS, false)?;
+    until(KNOWN, "all gateways to be known to be dead", || is_dead(world))?;
+    for family in Family::BOTH {
+        let seen = attempt(&client, SocketAddr::new(world.pod_address(TO, family)?, POD_PORT))?;
+        let as_wanted = match &seen {
+            Try::Other(error) => is_silent && error.kind() == ErrorKind::TimedOut,
+            Try::Unreachable => !is_silent,
+            Try::Reached => false,
+        };
+        findings.require(as_wanted, || format!("{family}, silence {is_silent}: {seen:?}"));
+    }
+    findings.expect("packets in clear", before, in_clear(world)?);
+    let echoes = traffic.count()?;
+    plugs(world, &[FIRST_BACK], true)?;
+    let back = until(BACK * 5, "traffic by the tunnels", || Ok(traffic.count()? > echoes))?;
+    findings
+        .require(back <= BACK, || format!("echoes {} ms after the first gateway was back", back.as_millis()));
+    traffic.stop()
 }
 
 /// Packets of alpha's that the router has dropped, since no pod address is the underlay's: they came in clear.

@@ -59,6 +59,11 @@ pub(super) fn scenarios(setting: Setting) -> Vec<Scenario> {
             bypass::bypass,
         ),
         scenario(
+            "gateways-silent",
+            "with all five dead whoever asks is told at once, and hears nothing where the settings ask for silence",
+            bypass::silent,
+        ),
+        scenario(
             "gateways-uplink",
             "a node's default route moves to another interface: its sessions follow without a handshake",
             uplink::moved,

@@ -17,6 +17,7 @@ use crate::command::Cmd;
 use crate::kube::{KubeApi, KubeHost};
 use crate::process::ProcessId;
 use crate::signals;
+use crate::world;
 
 const BROKER_PORT: u16 = 7443;
 /// The hosts of the brokers.
@@ -174,6 +175,11 @@ impl Joined {
             .get(&agent.daemon)
             .copied()
             .with_context(|| format!("{} was never started", agent.daemon))
+    }
+
+    /// What an agent says while it runs.
+    pub(super) fn log(&self, agent: &Agent) -> Result<PathBuf> {
+        world::log_path(&agent.daemon)
     }
 
     /// Ends everything that runs, and removes the Nodes.

@@ -3,6 +3,7 @@
 mod facts;
 mod install;
 mod joined;
+mod long_outage;
 mod outages;
 mod rights;
 mod schema;
@@ -13,8 +14,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::Scenario;
 use super::place::ApiSetting;
+use super::{Scenario, failover};
 use crate::kube::KubeApi;
 
 type Run = fn(&mut KubeApi) -> Result<()>;
@@ -93,7 +94,17 @@ pub(super) fn all() -> Vec<Scenario<KubeApi>> {
             outages::brokers,
         ),
     ];
-    all.into_iter().map(|(setting, name, about, run)| scenario(setting, name, about, run)).collect()
+    let mut all: Vec<_> =
+        all.into_iter().map(|(setting, name, about, run)| scenario(setting, name, about, run)).collect();
+    if failover::is_soak() {
+        let about =
+            "with the API server away for an hour everything goes on, and all is followed when it is back";
+        all.push(Scenario {
+            timeout: long_outage::LIMIT,
+            ..scenario(podspan, "away-hour", about, long_outage::hour)
+        });
+    }
+    all
 }
 
 /// Leases end, and tokens are renewed, after minutes.

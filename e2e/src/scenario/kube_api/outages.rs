@@ -17,7 +17,7 @@ const SOON: Duration = Duration::from_secs(30);
 /// The time of the brokers' leases where a scenario waits for it.
 const LEASE: Duration = Duration::from_secs(6);
 
-fn reached(status: &Status) -> bool {
+pub(super) fn reached(status: &Status) -> bool {
     status.clusters.iter().any(|cluster| cluster.state == Reachability::Up)
 }
 
@@ -103,14 +103,14 @@ pub(super) fn away(api: &mut KubeApi) -> Result<()> {
 }
 
 /// A token of the agents' service account in a file, as kubelet keeps one for a pod.
-struct Tokens {
+pub(super) struct Tokens {
     file: PathBuf,
     kubeconfig: PathBuf,
 }
 
 impl Tokens {
     /// Makes a kubeconfig that names the file, which is not there yet.
-    fn new(api: &KubeApi) -> Result<Self> {
+    pub(super) fn new(api: &KubeApi) -> Result<Self> {
         let file = api.directory("token")?.join("token");
         let kubeconfig = file.with_file_name("kubeconfig");
         let config =
@@ -122,13 +122,13 @@ impl Tokens {
     }
 
     /// Writes a token that holds for as long as the Secret `bound` is there.
-    fn mint(&self, api: &KubeApi, bound: &str) -> Result<()> {
+    pub(super) fn mint(&self, api: &KubeApi, bound: &str) -> Result<()> {
         let token = api.bound_token("podspan-system", "podspan-agent", bound)?;
         std::fs::write(&self.file, token).context("cannot write the token")
     }
 
     /// An agent's settings with this kubeconfig.
-    fn in_place_of_kubeconfig(&self, settings: &str) -> String {
+    pub(super) fn in_place_of_kubeconfig(&self, settings: &str) -> String {
         let ours = format!("kubeconfig = \"{}\"", self.kubeconfig.display());
         let lines = settings.lines().map(|line| match line.starts_with("kubeconfig = ") {
             true => ours.clone(),
