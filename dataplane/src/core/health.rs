@@ -416,7 +416,7 @@ impl Health {
     }
 
     /// What is under way says nothing any more.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         self.settled = self.next;
         self.counted = self.next;
     }

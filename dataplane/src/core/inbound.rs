@@ -70,6 +70,7 @@ impl Core {
     ) -> Result<(), DropCause> {
         let Some(slot) = self.slot_of(index) else {
             if self.shared.lent && self.is_foreign_kind(Kind::Data(index)) {
+                self.note_followed(from);
                 return Ok(());
             }
             self.poke(now, from);

@@ -1,5 +1,6 @@
 //! What the core does differently while another one follows it: see `crate::takeover`.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::noise::Kind;
@@ -35,11 +36,21 @@ impl Core {
         let mut at = now;
         for slot in 0..self.tunnels.len() as u32 {
             let Some(Some(tunnel)) = self.tunnels.get_mut(slot as usize) else { continue };
+            tunnel.follow(false);
             if tunnel.has_session() {
                 tunnel.hint(now);
                 self.schedule(slot, Some(at));
                 at = at + SPREAD;
             }
+        }
+    }
+
+    /// The peer at this address sends on a session of the other core's. Whoever forges that keeps a tunnel from being
+    /// probed by a core that is about to end.
+    pub(super) fn note_followed(&mut self, from: SocketAddr) {
+        let slot = self.by_endpoint.get(&from).and_then(|&slot| self.tunnels.get_mut(slot as usize));
+        if let Some(Some(tunnel)) = slot {
+            tunnel.follow(true);
         }
     }
 

@@ -140,6 +140,8 @@ pub(crate) struct Tunnel {
     /// Whether the peer seems to be gone, and whether that is news for its other lanes.
     gone: bool,
     turned: bool,
+    /// The peer has moved to a session of whoever follows this dataplane, and answers probes there.
+    followed: bool,
 }
 
 impl Tunnel {
@@ -177,6 +179,7 @@ impl Tunnel {
             lost: false,
             gone: false,
             turned: false,
+            followed: false,
         }
     }
 
@@ -597,12 +600,22 @@ impl Tunnel {
             return;
         };
         if initiation {
-            debug!(peer = %self.profile.id, remote = self.profile.remote, endpoint = %to, attempt = self.attempts, "trying a handshake");
+            debug!(peer = %self.profile.id, remote = self.profile.remote, endpoint = %to, attempt = self.attempts, why = self.occasion(now), "trying a handshake");
             if self.endpoint.is_none() {
                 self.profile.counters.set_endpoint(Some(to));
             }
         }
         emit(length, self.departure(to), &self.profile, shared, sink);
+    }
+
+    /// Why a handshake is tried, for the log.
+    fn occasion(&self, now: Time) -> &'static str {
+        match self.session {
+            _ if !self.has_session() => "no session",
+            // boringtun's clock is as coarse as its ticks.
+            Some(since) if now.since(since) + IDLE_TICK >= REKEY => "rekey",
+            _ => "doubt",
+        }
     }
 
     /// How a message of the tunnel's own goes.

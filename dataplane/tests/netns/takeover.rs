@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use podspan_dataplane::{Dataplane, LendError, Offload, Settings, StartError};
+use podspan_dataplane::{Dataplane, LendError, Liveness, Offload, Settings, StartError};
 
 use crate::world::{Namespace, Node, PATIENCE, ask, end, pair, settings, tcp, udp_echo};
 
@@ -202,6 +202,42 @@ fn whoever_dies_the_other_goes_on(offload: Offload) {
             dies(offload, step, old_dies);
         }
     }
+}
+
+#[test]
+fn who_is_followed_asks_peers_no_more_that_have_moved_and_does_not_take_them_for_dead() {
+    let _alone = alone();
+    let (mut a, b) = pair(Offload::ALL, (2, 2), 4, true);
+    let there: SocketAddr = "10.202.0.1:7".parse().unwrap();
+    let echo = udp_echo(&b, there);
+    ask(&a, there, 100);
+    wait_for_sessions(&a);
+    let flow = Flow::start(&a.namespace, there, 1000);
+    thread::sleep(Duration::from_millis(300));
+    let old = begin(&mut a, &b);
+    wait_for_sessions(&a);
+    assert!(old.cut());
+    a.dataplane().read_tun();
+    thread::sleep(Duration::from_millis(150));
+    let probes = |node: &Dataplane| -> Vec<_> {
+        let peers = node.status().peers;
+        peers[0].lanes.iter().map(|lane| (lane.liveness, lane.probes_sent)).collect()
+    };
+    let before = probes(&old);
+    assert!(before.iter().any(|&(_, sent)| sent > 0), "{before:?}");
+    thread::sleep(Duration::from_millis(800));
+    assert_eq!(probes(&old), before);
+    // Whoever has everything back asks as ever.
+    let new = a.dataplane.replace(old).unwrap();
+    new.shutdown();
+    a.dataplane().take_back();
+    thread::sleep(Duration::from_millis(1500));
+    let after = probes(a.dataplane());
+    assert!(after.iter().all(|&(liveness, _)| liveness == Liveness::Healthy), "{after:?}");
+    assert!(after.iter().zip(&before).any(|(after, before)| after.1 > before.1 + 5), "{after:?}");
+    assert!(flow.end().gap < Duration::from_millis(1100));
+    end(&a, there);
+    echo.join().unwrap();
 }
 
 #[test]

@@ -57,6 +57,9 @@ impl Tunnel {
             self.announcements = 0;
             return None;
         }
+        if self.followed {
+            return None;
+        }
         if self.health.judge(now) {
             self.note_health(now);
         }
@@ -85,6 +88,15 @@ impl Tunnel {
         let again = (self.announcements > 0).then(|| self.announced + AGAIN);
         let path = self.tick_path(now, demand, shared, sink);
         [self.health.due(demand), again, path].into_iter().flatten().min()
+    }
+
+    /// Whether the peer answers by sessions of another dataplane: then it is neither asked nor judged by its silence.
+    /// Doubt would have it looked for at other addresses, and a peer follows whoever has a session with it.
+    pub(crate) fn follow(&mut self, followed: bool) {
+        if self.followed && !followed {
+            self.health.settle();
+        }
+        self.followed = followed;
     }
 
     /// Tells the peer soon that this node is about to go, or is not.
