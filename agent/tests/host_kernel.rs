@@ -229,6 +229,42 @@ fn another_set_replaces_the_first_wholly() {
 }
 
 #[test]
+fn other_cidrs_leave_the_nftables_chains_where_they_are() {
+    let (node, _router) = node();
+    add_tun(&node);
+    let directory = tempfile::tempdir().unwrap();
+    node.within(async {
+        let (host, _events) = start(&directory).await;
+        set_whole(&host, desired()).await;
+        let (first, list) = (standing(&node), "nft --handle list table inet podspan");
+        let handles = |listing: &str| -> Vec<String> {
+            let rules = listing.lines().filter(|line| line.contains("comment \""));
+            rules.filter_map(|line| line.split("# handle ").nth(1).map(str::to_owned)).collect()
+        };
+        let before = handles(&node.run(list));
+        assert!(before.len() > 10, "{before:?}");
+        let mut other = desired();
+        // One goes, one comes, and one that covers another.
+        other.routes = ["10.8.0.0/16", "10.2.0.0/15", "fd00:8::/48"].map(|cidr| cidr.parse().unwrap()).into();
+        other.route_mtus.clear();
+        set_whole(&host, other).await;
+        let listing = node.run(list);
+        assert_eq!(handles(&listing), before);
+        assert!(listing.contains("10.2.0.0/15") && !listing.contains("fd00:2::/48"), "{listing}");
+        // Somebody's hand in it, and it is written anew, whatever else is to change.
+        node.run("nft add element inet podspan local_pods4 { 10.5.0.0/24 }");
+        set_whole(&host, desired()).await;
+        until("as at first", HEALED_WITHIN, || {
+            handles(&node.run(list)).len() == before.len() && !node.run(list).contains("10.5.0.0/24")
+        })
+        .await;
+        set_whole(&host, desired()).await;
+        assert_eq!(standing_or_anew(&node).lines().count(), first.lines().count());
+        assert_eq!(host.status().failing, Vec::<String>::new());
+    });
+}
+
+#[test]
 fn clean_leaves_everything_as_it_was() {
     let (node, _router) = node();
     // A host with opinions of its own, some of which the kernel changes along with others.
@@ -363,12 +399,12 @@ fn after_a_crash_what_stands_is_taken_over() {
     node.within(async {
         let (host, _events) = start(&directory).await;
         set_whole(&host, desired()).await;
-        let whole = standing_or_anew(&node);
+        let (whole, untouched) = (standing_or_anew(&node), standing(&node));
         drop(host);
         tokio::task::yield_now().await;
         let (host, _events) = start(&directory).await;
         set_whole(&host, desired()).await;
-        assert_eq!(standing_or_anew(&node), whole);
+        assert_eq!(standing(&node), untouched);
         assert_eq!(host.status().healed, 0);
         drop(host);
         tokio::task::yield_now().await;

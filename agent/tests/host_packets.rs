@@ -6,6 +6,8 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -315,6 +317,45 @@ fn the_hosts_address_works_beside_the_pod_subnets_anycast_address() {
         net.node.run("ip -6 addr add fd00:1:1::1/64 dev cni0");
         assert!(local().contains("anycast fd00:1:1:: dev cni0"));
         assert_eq!(to_remote(), HOST[1], "the pod network came later");
+    });
+}
+
+/// A table that is replaced whole, in one transaction, has moments in which a packet meets neither the old nor the new.
+#[test]
+fn transit_is_not_tracked_while_clusters_come_and_go_and_agents_start() {
+    const CHANGES: usize = 100;
+    let net = Net::new();
+    let to: SocketAddr = SocketAddr::new(POD_ELSEWHERE[0].parse().unwrap(), 9);
+    let directory = tempfile::tempdir().unwrap();
+    net.node.within(async {
+        let (mut host, mut _events) = start(&directory).await;
+        set_whole(&host, desired()).await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let flood = net.remote.spawn(move || {
+            let socket = UdpSocket::bind((REMOTE[0].parse::<IpAddr>().unwrap(), 0)).unwrap();
+            let mut sent = 0_u64;
+            while !told.load(Ordering::Relaxed) {
+                sent += u64::from(socket.send_to(&[0; 64], to).is_ok());
+            }
+            sent
+        });
+        let mut other = desired();
+        other.routes.push("10.8.0.0/16".parse().unwrap());
+        for change in 0..CHANGES {
+            set_whole(&host, if change % 2 == 0 { other.clone() } else { desired() }).await;
+            if change % 10 == 9 {
+                drop(host);
+                tokio::task::yield_now().await;
+                (host, _events) = start(&directory).await;
+                set_whole(&host, desired()).await;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        let sent = flood.join().unwrap();
+        let tracked = net.node.run("conntrack -L");
+        assert!(sent > 10_000, "{sent} packets");
+        assert!(!tracked.contains(&format!("dst={} ", POD_ELSEWHERE[0])), "of {sent} packets: {tracked}");
     });
 }
 

@@ -18,7 +18,7 @@ use super::model::{HostDesired, NftState, Observed, ObservedLink};
 use super::monitor::{Dirty, Interest, Monitor};
 use super::netlink::{LinkChange, Netlink};
 use super::plan::{self, Plan, Step};
-use super::state::State;
+use super::state::{State, Written};
 use super::{ALIAS, HostEvent, PROTOCOL, nft, nft_command, procfs, sysctl};
 
 /// How long to wait for more of the same after a change was heard.
@@ -72,9 +72,9 @@ pub(super) struct Engine {
     /// The subjects of the last plan: what is still to be done.
     wanted: BTreeSet<String>,
     healed: u64,
-    /// The transaction last carried out, and the table as it was listed right after.
-    written: Option<(String, String)>,
     nft: NftState,
+    /// Whether the nftables table stands as it was last written, be that as it should or not.
+    nft_intact: bool,
     nft_error: Option<String>,
     underlay: Option<Facts>,
     /// The interface's index when it was last seen.
@@ -103,8 +103,8 @@ impl Engine {
             attempts: Attempts::default(),
             wanted: BTreeSet::new(),
             healed: 0,
-            written: None,
             nft: NftState::Absent,
+            nft_intact: false,
             nft_error: None,
             underlay: None,
             index: None,
@@ -247,7 +247,7 @@ impl Engine {
             Step::Mtu { index, mtu } => self.netlink.set_link(*index, LinkChange::Mtu(*mtu)).await,
             Step::Up { index } => self.netlink.set_link(*index, LinkChange::Up).await,
             Step::Sysctl(write) => self.write_sysctl(write).await,
-            Step::Nft { text } => self.write_nft(text).await,
+            Step::Nft { table } => self.write_nft(table).await,
             Step::AddAddress { index, address } => self.netlink.add_address(*index, *address).await,
             Step::RemoveAddress { index, address, length } => {
                 self.netlink.remove_address(*index, *address, *length).await
@@ -295,17 +295,31 @@ impl Engine {
         }
     }
 
-    async fn write_nft(&mut self, text: &str) -> io::Result<()> {
-        nft_command::apply(Path::new(NFT), text).await?;
+    async fn write_nft(&mut self, table: &nft::Table) -> io::Result<()> {
+        let before = self.state.nft.as_ref().filter(|_| self.nft_intact);
+        let change = before.and_then(|before| table.change(&before.table));
+        let changed = match &change {
+            Some(change) => nft_command::apply(Path::new(NFT), change).await,
+            None => Err(io::Error::other("it is not known well enough")),
+        };
+        if let Err(error) = changed {
+            debug!(%error, "the nftables table is not changed but written anew");
+            nft_command::apply(Path::new(NFT), &table.whole()).await?;
+        }
         // Listed in nft's own words, for a later comparison.
         match nft_command::list(Path::new(NFT)).await? {
             Some(listing) if nft::is_own(&listing) => {
-                self.written = Some((text.to_owned(), listing));
-                self.nft = NftState::Standing;
+                self.state.nft = Some(Written { table: table.clone(), listing });
+                (self.nft, self.nft_intact) = (NftState::Standing, true);
+                let (state, directory) = (self.state.clone(), self.state_dir.clone());
+                // Unwritten it only has the next agent write the table anew.
+                if let Err(error) = blocking(move || state.store(&directory)).await {
+                    debug!(%error, "how the nftables table looks is not remembered");
+                }
                 Ok(())
             }
             _ => {
-                self.nft = NftState::Absent;
+                (self.nft, self.nft_intact) = (NftState::Absent, false);
                 Err(io::Error::other("written, and gone again at once: another program removes it"))
             }
         }
@@ -315,13 +329,14 @@ impl Engine {
     async fn look_at_nft(&mut self, desired: &HostDesired, read: bool) {
         if read {
             self.nft_error = None;
+            self.nft_intact = false;
             self.nft = match nft_command::list(Path::new(NFT)).await {
                 Ok(None) => NftState::Absent,
                 Ok(Some(listing)) if !nft::is_own(&listing) => NftState::Foreign,
-                Ok(Some(listing)) => match &self.written {
-                    Some((_, expected)) if *expected == listing => NftState::Standing,
-                    _ => NftState::Stale,
-                },
+                Ok(Some(listing)) => {
+                    self.nft_intact = self.state.nft.as_ref().is_some_and(|nft| nft.listing == listing);
+                    if self.nft_intact { NftState::Standing } else { NftState::Stale }
+                }
                 Err(error) => {
                     self.nft_error = Some(format!("nftables table inet podspan: {error}"));
                     // Unknown: nothing is done about it until it can be read.
@@ -331,7 +346,7 @@ impl Engine {
         }
         if self.nft == NftState::Standing
             && self.nft_error.is_none()
-            && self.written.as_ref().is_none_or(|(text, _)| *text != nft::render(desired))
+            && self.state.nft.as_ref().is_none_or(|nft| nft.table != nft::table(desired))
         {
             self.nft = NftState::Stale;
         }

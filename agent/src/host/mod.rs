@@ -32,6 +32,7 @@ mod monitor;
 mod netlink;
 pub mod nft;
 mod nft_command;
+mod nft_table;
 pub mod plan;
 mod procfs;
 mod state;

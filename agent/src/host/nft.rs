@@ -1,6 +1,6 @@
-//! The nftables table of podspan as text: a pure function, and how to know the table again.
+//! The nftables table of podspan: a pure function, and how to know the table again.
 //!
-//! One table, `inet podspan`, replaced whole in one transaction, so that there is no moment without it. What
+//! One table, `inet podspan`, written whole in one transaction, and [changed](Table::change) where it stands. What
 //! its chains do, and why at these priorities:
 //!
 //! | chain | priority | does |
@@ -16,12 +16,12 @@
 //! does, since a connection's source is translated once. Hence `snat to saddr`, well before the CNIs' chains:
 //! iptables masquerades at srcnat itself, kindnet's own table at srcnat - 10.
 
-use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use podspan_wire::Cidr;
 
 use super::model::HostDesired;
+pub use super::nft_table::Table;
 
 /// The table's family and name, as nft takes them.
 pub const TABLE: &str = "inet podspan";
@@ -29,28 +29,24 @@ pub const TABLE: &str = "inet podspan";
 /// The table's comment. A table of this name without it is somebody else's.
 pub const COMMENT: &str = "podspan's: written by its agent, which puts back what is changed by hand";
 
-/// The transaction that replaces the table by the one that `desired` asks for.
-///
-/// Removing a table that does not exist is an error, so it is first added; nft takes the three as one.
+/// The table that `desired` asks for.
 #[must_use]
-pub fn render(desired: &HostDesired) -> String {
+pub fn table(desired: &HostDesired) -> Table {
     let (remote, _) = desired.usable_routes();
-    let mut text =
-        format!("add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n\tcomment \"{COMMENT}\"\n");
-    set(&mut text, "remote", &remote);
-    set(&mut text, "local_pods", &desired.local_pod_cidrs.iter().copied().collect::<Vec<_>>());
-    set(&mut text, "cluster_pods", &desired.cluster_pod_cidrs.iter().copied().collect::<Vec<_>>());
+    let mut table = Table::default();
+    set(&mut table, "remote", &remote);
+    set(&mut table, "local_pods", &desired.local_pod_cidrs.iter().copied().collect::<Vec<_>>());
+    set(&mut table, "cluster_pods", &desired.cluster_pod_cidrs.iter().copied().collect::<Vec<_>>());
     let interface = format!("\"{}\"", desired.interface);
-    transit(&mut text, &interface, desired);
-    mss(&mut text, &interface);
-    leak(&mut text, &interface, desired.fwmark);
+    transit(&mut table, &interface, desired);
+    mss(&mut table, &interface);
+    leak(&mut table, &interface, desired.fwmark);
     if desired.pod_delivery.is_some() {
-        redirects(&mut text, &interface);
-        errors(&mut text, &interface, desired);
+        redirects(&mut table, &interface);
+        errors(&mut table, &interface, desired);
     }
-    source(&mut text, &interface, desired);
-    text.push_str("}\n");
-    text
+    source(&mut table, &interface, desired);
+    table
 }
 
 /// Whether a listing of the table carries podspan's comment.
@@ -61,7 +57,7 @@ pub fn is_own(listing: &str) -> bool {
 }
 
 /// Two sets, one of each family, of the prefixes that no other covers: nft refuses overlapping intervals.
-fn set(text: &mut String, name: &str, cidrs: &[Cidr]) {
+fn set(table: &mut Table, name: &str, cidrs: &[Cidr]) {
     for (suffix, kind, ipv6) in [("4", "ipv4_addr", false), ("6", "ipv6_addr", true)] {
         let elements: Vec<String> = cidrs
             .iter()
@@ -69,27 +65,15 @@ fn set(text: &mut String, name: &str, cidrs: &[Cidr]) {
             .filter(|cidr| !cidrs.iter().any(|other| other != *cidr && other.covers(cidr)))
             .map(ToString::to_string)
             .collect();
-        let _ = write!(text, "\tset {name}{suffix} {{\n\t\ttype {kind}\n\t\tflags interval\n");
-        if !elements.is_empty() {
-            let _ = writeln!(text, "\t\telements = {{ {} }}", elements.join(", "));
-        }
-        text.push_str("\t}\n");
+        table.set(format!("{name}{suffix}"), kind, elements);
     }
-}
-
-fn chain(text: &mut String, name: &str, hook: &str, rules: &[(String, &str)]) {
-    let _ = write!(text, "\tchain {name} {{\n\t\ttype {hook}; policy accept;\n");
-    for (rule, comment) in rules {
-        let _ = writeln!(text, "\t\t{rule} comment \"{comment}\"");
-    }
-    text.push_str("\t}\n");
 }
 
 /// nft's words for the families: the prefix of an address expression, the suffix of the sets, and the
 /// protocol's name.
 const FAMILIES: [(&str, &str, &str); 2] = [("ip", "4", "ipv4"), ("ip6", "6", "ipv6")];
 
-fn transit(text: &mut String, interface: &str, desired: &HostDesired) {
+fn transit(table: &mut Table, interface: &str, desired: &HostDesired) {
     let mut rules = Vec::from(FAMILIES.map(|(ip, n, _)| {
         (
             format!("iifname {interface} {ip} daddr @cluster_pods{n} {ip} daddr != @local_pods{n} notrack"),
@@ -103,10 +87,10 @@ fn transit(text: &mut String, interface: &str, desired: &HostDesired) {
             (format!("iifname {interface} {error} notrack"), "what the data plane says of transit")
         }));
     }
-    chain(text, "transit", "filter hook prerouting priority raw", &rules);
+    table.chain("transit", "filter hook prerouting priority raw", &rules);
 }
 
-fn mss(text: &mut String, interface: &str) {
+fn mss(table: &mut Table, interface: &str) {
     // The kernel looks at the routes of both directions, takes the least MTU less headers, and never raises
     // what a host has announced.
     let rules = [
@@ -119,17 +103,17 @@ fn mss(text: &mut String, interface: &str) {
         );
         (rule, comment)
     });
-    chain(text, "mss", "filter hook forward priority mangle", &rules);
+    table.chain("mss", "filter hook forward priority mangle", &rules);
 }
 
-fn leak(text: &mut String, interface: &str, fwmark: u32) {
+fn leak(table: &mut Table, interface: &str, fwmark: u32) {
     let forward = FAMILIES.map(|(ip, n, _)| {
         (
             format!("oifname != {interface} {ip} daddr @remote{n} counter drop"),
             "never in clear to another cluster",
         )
     });
-    chain(text, "leak_forward", "filter hook forward priority filter", &forward);
+    table.chain("leak_forward", "filter hook forward priority filter", &forward);
     let output = FAMILIES.map(|(ip, n, _)| {
         (
             format!(
@@ -138,19 +122,19 @@ fn leak(text: &mut String, interface: &str, fwmark: u32) {
             "never in clear to another cluster",
         )
     });
-    chain(text, "leak_output", "filter hook output priority filter", &output);
+    table.chain("leak_output", "filter hook output priority filter", &output);
 }
 
 /// The kernel sends redirects for what leaves by the interface by which it came; IPv4's switch is one for all
 /// interfaces (`send_redirects` counts together with that of conf/all), and those are not podspan's.
-fn redirects(text: &mut String, interface: &str) {
+fn redirects(table: &mut Table, interface: &str) {
     let rules = ["icmp type redirect", "icmpv6 type nd-redirect"].map(|kind| {
         (
             format!("oifname {interface} {kind} drop"),
             "packets are handed to other nodes by the way they came in",
         )
     });
-    chain(text, "redirects", "filter hook output priority filter", &rules);
+    table.chain("redirects", "filter hook output priority filter", &rules);
 }
 
 /// What the data plane says of a packet from another cluster that cannot be handed on: it comes in by the interface,
@@ -166,7 +150,7 @@ fn error(ip: &str, n: &str) -> String {
 /// Other clusters take nothing from the address of another node's pod but from that node: such a message has to come
 /// from this host's own. Written without connection tracking, which has no connection for it; and only when it is
 /// forwarded, since the kernel takes nothing in that comes from an address of its own.
-fn errors(text: &mut String, interface: &str, desired: &HostDesired) {
+fn errors(table: &mut Table, interface: &str, desired: &HostDesired) {
     let rules: Vec<_> = FAMILIES
         .into_iter()
         .filter_map(|(ip, n, _)| {
@@ -176,10 +160,10 @@ fn errors(text: &mut String, interface: &str, desired: &HostDesired) {
             Some((rule, "what the data plane says of transit comes from this host"))
         })
         .collect();
-    chain(text, "errors", "filter hook forward priority filter", &rules);
+    table.chain("errors", "filter hook forward priority filter", &rules);
 }
 
-fn source(text: &mut String, interface: &str, desired: &HostDesired) {
+fn source(table: &mut Table, interface: &str, desired: &HostDesired) {
     let mut rules = Vec::new();
     for (ip, n, family) in FAMILIES {
         // A service's backend on another node answers to whom it sees: without this it would answer the
@@ -218,7 +202,7 @@ fn source(text: &mut String, interface: &str, desired: &HostDesired) {
             ));
         }
     }
-    chain(text, "source", "nat hook postrouting priority srcnat - 50", &rules);
+    table.chain("source", "nat hook postrouting priority srcnat - 50", &rules);
 }
 
 #[cfg(test)]
@@ -228,7 +212,7 @@ mod tests {
 
     #[test]
     fn golden() {
-        is_golden("golden.nft", &render(&desired()));
+        is_golden("golden.nft", &table(&desired()).whole());
     }
 
     fn is_golden(name: &str, text: &str) {
@@ -243,9 +227,9 @@ mod tests {
     #[test]
     fn golden_of_a_gateway_that_hands_packets_to_other_nodes() {
         let delivery = crate::host::PodDelivery { table: 7184, routes: vec![] };
-        let with = render(&HostDesired { pod_delivery: Some(delivery), ..desired() });
+        let with = table(&HostDesired { pod_delivery: Some(delivery), ..desired() }).whole();
         is_golden("golden-delivery.nft", &with);
-        let without = render(&desired());
+        let without = table(&desired()).whole();
         assert!(without.lines().all(|line| with.lines().any(|other| other == line)), "nothing is taken away");
         let at = |rule: &str| with.find(rule).unwrap_or_else(|| panic!("{rule}: {with}"));
         assert!(at("ct status dnat ip daddr @cluster_pods4") < at("ip saddr @remote4"));
@@ -254,10 +238,11 @@ mod tests {
 
     #[test]
     fn covered_prefixes_are_left_out() {
-        let mut text = String::new();
+        let mut table = Table::default();
         let cidrs: Vec<Cidr> =
             ["10.0.0.0/8", "10.1.0.0/16", "fd00:2::/48"].iter().map(|text| text.parse().unwrap()).collect();
-        set(&mut text, "x", &cidrs);
+        set(&mut table, "x", &cidrs);
+        let text = table.whole();
         assert!(text.contains("elements = { 10.0.0.0/8 }"), "{text}");
         assert!(text.contains("elements = { fd00:2::/48 }"), "{text}");
     }
@@ -267,7 +252,9 @@ mod tests {
         let mut desired = desired();
         desired.routes = vec!["10.1.0.0/16".parse().unwrap()];
         assert!(
-            !render(&desired).contains("set remote4 {\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\telements")
+            !table(&desired)
+                .whole()
+                .contains("set remote4 {\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\telements")
         );
     }
 
@@ -275,7 +262,7 @@ mod tests {
     fn without_a_host_address_no_translation_to_it() {
         let mut desired = desired();
         desired.addresses.clear();
-        assert!(!render(&desired).contains("host's own traffic"));
+        assert!(!table(&desired).whole().contains("host's own traffic"));
     }
 
     #[test]

@@ -32,10 +32,10 @@ pub enum Step {
         /// The interface's index.
         index: u32,
     },
-    /// Write the whole nftables table in one transaction.
+    /// Have the nftables table be this one, in one transaction.
     Nft {
-        /// The rendered transaction.
-        text: String,
+        /// The whole table.
+        table: nft::Table,
     },
     /// Add an address, or take over one that stands without podspan's number.
     AddAddress {
@@ -154,8 +154,8 @@ pub struct Plan {
 }
 
 /// Compares `desired` with `observed`. `known_tables` are the tables that podspan used before: its routes
-/// and rules there are removed unless the table is the desired one. `rendered` is the nftables transaction
-/// of `desired` (see [`nft::render`]).
+/// and rules there are removed unless the table is the desired one. The nftables
+/// table is that of `desired` (see [`nft::table`]).
 ///
 /// What is podspan's: routes and rules with its protocol number in a table of its own, addresses with its
 /// number on its own interface, the nftables table with its comment, and the interface with its alias.
@@ -205,7 +205,7 @@ pub fn plan(desired: &HostDesired, observed: &Observed, known_tables: &BTreeSet<
     // The leak stop stands before the first route does, and until the last is gone.
     match observed.nft {
         NftState::Standing => {}
-        NftState::Absent | NftState::Stale => plan.steps.push(Step::Nft { text: nft::render(desired) }),
+        NftState::Absent | NftState::Stale => plan.steps.push(Step::Nft { table: nft::table(desired) }),
         NftState::Foreign => plan.refused.push(
             "nftables table inet podspan: it is not podspan's (its comment is missing), so it is left alone and \
              traffic is neither kept from masquerading nor clamped; rename or remove it (nft delete table inet \

@@ -2,13 +2,16 @@
 //!
 //! Routes, rules, addresses and the nftables table carry podspan's mark and are found without it. A sysctl
 //! carries none, so its value is written down here, durably, before it is changed. So is the number of
-//! each routing table, for the day when the configuration names another.
+//! each routing table, for the day when the configuration names another. What the nftables table looked like is
+//! written down after: an agent that starts leaves it alone if it still looks so.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use super::nft::Table;
 
 /// The file's name in the state directory.
 pub(super) const FILE: &str = "host.json";
@@ -39,6 +42,16 @@ pub(super) struct State {
     /// The sysctls that it changed, in that order.
     #[serde(default)]
     pub(super) sysctls: Vec<Remembered>,
+    /// The nftables table as podspan last wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) nft: Option<Written>,
+}
+
+/// An nftables table that podspan wrote, and how nft listed it right after.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Written {
+    pub(super) table: Table,
+    pub(super) listing: String,
 }
 
 impl State {
