@@ -2,7 +2,7 @@
 //!
 //! A table that is replaced whole loses packets, though nftables does it in one transaction: a packet that is under
 //! way meets the new chain before the transaction counts, and the old one when it counts no more. With a thousand packets
-//! a second it is one in fifty replacements (Linux 6.18), and a transit packet that is tracked, or masqueraded, is lost. So
+//! a second that happened at one in thirty (Linux 6.18), and a transit packet that is tracked, or masqueraded, is lost. So
 //! what stays is left alone, chains stay where they hook in, and their rules are exchanged within them.
 
 use std::fmt::Write as _;
