@@ -28,7 +28,7 @@ pub struct Drain {
     /// Whether a person said so (`podspan gateway drain`); kept across restarts.
     by_hand: bool,
     /// What peers were last told.
-    told: bool,
+    told: Option<bool>,
     /// Facts by which this node is no gateway any more, since when, and packets received until the last look.
     retiring: Option<(LocalFacts, Instant, u64)>,
     /// When it stopped to be a gateway, if it was one.
@@ -86,17 +86,25 @@ impl Drain {
 
     /// Tells the peers what is new.
     pub fn tell(&mut self, facts: &LocalFacts, dataplane: &Dataplane) {
-        let avoided = self.is_to_be_avoided(facts);
-        if self.told != avoided {
-            self.told = avoided;
-            match self.reason(facts) {
-                Some(reason) => {
-                    info!(reason, "this node drains: peers take other gateways where there are any")
-                }
-                None => info!("this node does not drain any more"),
-            }
+        if let Some(avoided) = self.news(facts) {
             dataplane.set_draining(avoided);
         }
+    }
+
+    /// Whether peers are to be told to avoid this node, or not to, if they were not told so already. An agent that gets
+    /// a takeover's packets back has a packet path that may have been told anything.
+    fn news(&mut self, facts: &LocalFacts) -> Option<bool> {
+        let avoided = self.is_to_be_avoided(facts);
+        let before = self.told.replace(avoided);
+        if before == Some(avoided) {
+            return None;
+        }
+        match self.reason(facts) {
+            Some(reason) => info!(reason, "this node drains: peers take other gateways where there are any"),
+            None if before == Some(true) => info!("this node does not drain any more"),
+            None => {}
+        }
+        Some(avoided)
     }
 
     /// Facts by which a gateway is none any more are used only once the peers have left; others at once. Returns
@@ -123,8 +131,11 @@ impl Drain {
             self.retiring = None;
             return Some(found);
         }
-        let since = self.retiring.as_ref().map_or_else(Instant::now, |(_, since, _)| *since);
-        self.retiring = Some((found, since, received));
+        let (since, before) = match &self.retiring {
+            Some((_, since, before)) => (*since, *before),
+            None => (Instant::now(), received),
+        };
+        self.retiring = Some((found, since, before));
         None
     }
 
@@ -196,6 +207,7 @@ mod tests {
         assert!(drain.admit_after(&facts(true), facts(false), 1000).is_none(), "peers have to leave first");
         assert!(drain.is_to_be_avoided(&facts(true)));
         assert!(drain.retired_after(1000).is_none(), "not yet heard of everywhere");
+        assert!(drain.admit_after(&facts(true), facts(false), 1499).is_none(), "told once more");
         advance(LEAST).await;
         assert!(drain.retired_after(1500).is_none(), "packets still come");
         assert!(drain.retired_after(1501).is_some_and(|facts| !facts.gateway));
@@ -204,6 +216,18 @@ mod tests {
         assert_eq!(drain.reason(&facts(false)), None, "it does not drain");
         advance(LINGER).await;
         assert!(!drain.is_to_be_avoided(&facts(false)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn peers_are_told_at_the_start_and_then_what_is_new() {
+        let mut drain = Drain::default();
+        assert_eq!(drain.news(&facts(true)), Some(false), "the packet path may have been told otherwise");
+        assert_eq!(drain.news(&facts(true)), None);
+        drain.by_hand = true;
+        assert_eq!(drain.news(&facts(true)), Some(true));
+        assert_eq!(drain.news(&facts(true)), None);
+        drain.by_hand = false;
+        assert_eq!(drain.news(&facts(true)), Some(false));
     }
 
     #[tokio::test(start_paused = true)]

@@ -289,18 +289,19 @@ impl Engine {
             Err(error) => {
                 // What was written to the state file may stand there: a value remembered and not changed does
                 // no harm, a value forgotten does.
+                // What is known of the nftables table may be newer than the file.
+                let nft = self.state.nft.take();
                 self.state = State::load(&self.state_dir).unwrap_or_else(|_| self.state.clone());
+                self.state.nft = nft;
                 Err(error)
             }
         }
     }
 
     async fn write_nft(&mut self, table: &nft::Table) -> io::Result<()> {
-        let before = self.state.nft.as_ref().filter(|_| self.nft_intact);
-        let change = before.and_then(|before| table.change(&before.table));
-        let changed = match &change {
-            Some(change) => nft_command::apply(Path::new(NFT), change).await,
-            None => Err(io::Error::other("it is not known well enough")),
+        let changed = match &self.state.nft {
+            Some(written) if self.nft_intact => change_nft(written, table).await,
+            _ => Err(io::Error::other("it is not as podspan has written it")),
         };
         if let Err(error) = changed {
             debug!(%error, "the nftables table is not changed but written anew");
@@ -309,7 +310,7 @@ impl Engine {
         // Listed in nft's own words, for a later comparison.
         match nft_command::list(Path::new(NFT)).await? {
             Some(listing) if nft::is_own(&listing) => {
-                self.state.nft = Some(Written { table: table.clone(), listing });
+                self.state.nft = Some(Written::new(table.clone(), listing));
                 (self.nft, self.nft_intact) = (NftState::Standing, true);
                 let (state, directory) = (self.state.clone(), self.state_dir.clone());
                 // Unwritten it only has the next agent write the table anew.
@@ -346,7 +347,7 @@ impl Engine {
         }
         if self.nft == NftState::Standing
             && self.nft_error.is_none()
-            && self.state.nft.as_ref().is_none_or(|nft| nft.table != nft::table(desired))
+            && self.state.nft.as_ref().is_none_or(|written| !written.is(&nft::table(desired)))
         {
             self.nft = NftState::Stale;
         }
@@ -451,6 +452,17 @@ impl Engine {
         }
         *shared = Shared { status, notes };
     }
+}
+
+/// Makes the nftables table that stands into another one, unless a hand is in it: what is left alone now would be taken
+/// for podspan's from then on.
+async fn change_nft(written: &Written, table: &nft::Table) -> io::Result<()> {
+    let anew = || io::Error::other("it takes other chains or sets");
+    let change = written.change(table).ok_or_else(anew)?;
+    if nft_command::list(Path::new(NFT)).await?.as_ref() != Some(&written.listing) {
+        return Err(io::Error::other("somebody has changed it"));
+    }
+    nft_command::apply(Path::new(NFT), &change).await
 }
 
 /// The remote CIDRs whose routes were read back as podspan's.

@@ -43,15 +43,40 @@ pub(super) struct State {
     #[serde(default)]
     pub(super) sysctls: Vec<Remembered>,
     /// The nftables table as podspan last wrote it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "if_known")]
     pub(super) nft: Option<Written>,
 }
 
 /// An nftables table that podspan wrote, and how nft listed it right after.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Written {
-    pub(super) table: Table,
+    table: Table,
+    /// The table whole, as the version of podspan that wrote it puts it.
+    text: String,
     pub(super) listing: String,
+}
+
+impl Written {
+    pub(super) fn new(table: Table, listing: String) -> Self {
+        Self { text: table.whole(), table, listing }
+    }
+
+    /// Whether it is this table, in the words of this version too.
+    pub(super) fn is(&self, table: &Table) -> bool {
+        self.text == table.whole()
+    }
+
+    /// The transaction that makes it `table`; `None` if it has to be written anew.
+    pub(super) fn change(&self, table: &Table) -> Option<String> {
+        if self.is(&self.table) { table.change(&self.table) } else { None }
+    }
+}
+
+/// What another version of podspan wrote down in another form only has the table written anew; the rest of the file is
+/// needed to leave the host as it was.
+fn if_known<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Written>, D::Error> {
+    let value = serde_json::Value::deserialize(from)?;
+    Ok(serde_json::from_value(value).unwrap_or_default())
 }
 
 impl State {
@@ -174,6 +199,25 @@ mod tests {
         State::remove(directory.path()).unwrap();
         State::remove(directory.path()).unwrap();
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_table_in_the_words_of_another_version_is_written_anew_and_nothing_else_is_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut table = Table::default();
+        table.set("remote4".into(), "ipv4_addr", vec!["10.2.0.0/16".into()]);
+        let mut written = Written::new(table.clone(), "listed".into());
+        assert!(written.is(&table) && written.change(&table).as_deref() == Some(""));
+        let mut state = State { nft: Some(written.clone()), ..State::default() };
+        state.remember(&write("0"));
+        state.store(directory.path()).unwrap();
+        assert_eq!(State::load(directory.path()).unwrap(), state);
+        written.text.push_str("# once");
+        assert!(!written.is(&table) && written.change(&table).is_none());
+        let file = directory.path().join(FILE);
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace("\"elements\"", "\"prefixes\"")).unwrap();
+        assert_eq!(State::load(directory.path()).unwrap(), State { nft: None, ..state });
     }
 
     #[test]

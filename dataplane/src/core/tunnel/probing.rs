@@ -90,13 +90,14 @@ impl Tunnel {
         [self.health.due(demand), again, path].into_iter().flatten().min()
     }
 
-    /// Whether the peer answers by sessions of another dataplane: then it is neither asked nor judged by its silence.
+    /// Whether the peer answers by sessions of another dataplane: then it is neither asked nor judged by its silence here.
     /// Doubt would have it looked for at other addresses, and a peer follows whoever has a session with it.
     pub(crate) fn follow(&mut self, followed: bool) {
         if self.followed && !followed {
             self.health.settle();
         }
         self.followed = followed;
+        self.unanswered = None;
     }
 
     /// Tells the peer soon that this node is about to go, or is not.
