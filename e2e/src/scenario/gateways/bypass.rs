@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::failover::{Try, attempt};
-use super::{FROM, Findings, GATEWAYS, TO, plugs, restart_with, seen, sender, traffic};
+use super::{FROM, Findings, GATEWAYS, TO, plugs, restart_with, seen, sender, traffic, wait_until_calm};
 use crate::probe::Traffic;
 use crate::screen::Screen;
 use crate::signals;
@@ -16,8 +16,8 @@ use crate::topology::{Family, POD_PORT};
 use crate::world::{self, World};
 
 /// By when all gateways must be known to be dead: a tunnel that happens to carry none of the flows is asked once in
-/// 5 s, and counts as dead 2 s after that.
-const KNOWN: Duration = Duration::from_secs(10);
+/// 5 s, and counts as dead 2 s and what its answers usually take after that.
+const KNOWN: Duration = Duration::from_secs(15);
 
 /// How soon after the return of the first gateway traffic must pass again.
 const BACK: Duration = Duration::from_secs(1);
@@ -29,6 +29,7 @@ const FIRST_BACK: &str = "beta-2";
 
 pub(super) fn bypass(world: &mut World) -> Result<()> {
     let mut findings = Findings::default();
+    wait_until_calm(world)?;
     let result = closed(world, &mut findings).and_then(|()| open(world, &mut findings));
     plugs(world, &GATEWAYS, true)?;
     let back = restart_with(world, "");

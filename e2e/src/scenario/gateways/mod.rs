@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use podspan_wire::status::{NodeStatus, Status};
+use podspan_wire::status::{Liveness, NodeStatus, Status};
 
 use super::failover::{self, Course, Ways, uneven};
 use super::{Findings, Scenario, Setting};
@@ -145,7 +145,38 @@ fn restart_with(world: &mut World, more: &str) -> Result<()> {
     world::write_agent_settings(world.node(SENDER)?, more)?;
     world.daemon(&world::agent_name(SENDER))?.end(Duration::from_secs(10))?;
     world.start_agent(SENDER)?;
-    world.wait_until_all_tunnels_stand()
+    world.wait_until_all_tunnels_stand()?;
+    wait_until_calm(world)
+}
+
+/// Waits until every lane of the sending node to the gateways is answered, and nobody thinks ill of any lane to a gateway:
+/// what was dead before may be shaken hands with, or held down, for a while. (To others nobody sees to it but they.)
+fn wait_until_calm(world: &World) -> Result<()> {
+    const CALM: Duration = Duration::from_secs(60);
+    let begin = Instant::now();
+    loop {
+        let mut troubled = Vec::new();
+        for node in world.topology.nodes() {
+            let status = world.agent_status(node)?;
+            let nodes = status.clusters.iter().flat_map(|cluster| &cluster.nodes);
+            for seen in nodes.filter(|seen| seen.gateway) {
+                let is_asked = node.name == SENDER;
+                for lane in &seen.lanes {
+                    let liveness = lane.probes.liveness;
+                    if liveness > Liveness::Unproven || (is_asked && liveness != Liveness::Healthy) {
+                        troubled.push(format!("{}: {} is {}", node.name, seen.id, liveness.label()));
+                    }
+                }
+            }
+        }
+        if troubled.is_empty() {
+            return Ok(());
+        }
+        if begin.elapsed() > CALM {
+            bail!("after {} s it is not calm: {}", CALM.as_secs(), troubled.join("; "));
+        }
+        signals::sleep(Duration::from_millis(200))?;
+    }
 }
 
 /// Pulls the plugs of these gateways, or puts them back.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{FROM, Findings, SENDER, TO, traffic};
+use super::{FROM, Findings, SENDER, TO, traffic, wait_until_calm};
 use crate::command::Cmd;
 use crate::netns::Netns;
 use crate::probe::Traffic;
@@ -31,6 +31,8 @@ const WATCH: Duration = Duration::from_millis(1200);
 
 pub(super) fn moved(world: &mut World) -> Result<()> {
     let mut findings = Findings::default();
+    // Whoever was dead a moment ago is shaken hands with anew.
+    wait_until_calm(world)?;
     let senders = [traffic(world, (FROM, TO), (10, 250), 10)?, traffic(world, (TO, FROM), (10, 250), 10)?];
     signals::sleep(Duration::from_millis(500))?;
     for node in NODES {
