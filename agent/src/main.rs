@@ -92,7 +92,8 @@ fn set_up_log(log: Log) {
             Err(error) => (None, Some(error.to_string())),
         },
     };
-    let filter = filter.unwrap_or_else(|| EnvFilter::new("info,boringtun=off,kube_client=off"));
+    let filter =
+        filter.unwrap_or_else(|| EnvFilter::new("info,boringtun=off,kube_client=off,kube_runtime=off"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log {
         Log::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),

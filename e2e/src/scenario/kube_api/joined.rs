@@ -221,7 +221,7 @@ impl Joined {
         let cmd = Cmd::new(&api.podspan()?.agent)
             .arg("--config")
             .arg(agent.directory.join("agent.toml"))
-            .env("PODSPAN_LOG", "info,podspan_agent=debug,boringtun=off,kube_client=off")
+            .env("PODSPAN_LOG", "info,podspan_agent=debug,boringtun=off,kube_client=off,kube_runtime=off")
             .within(&agent.host.netns);
         self.run(api, &agent.node, &cmd)
     }
