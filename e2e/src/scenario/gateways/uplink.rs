@@ -1,8 +1,8 @@
 //! The default route of a node moves to another interface, with another address: its tunnels go with it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::{FROM, Findings, SENDER, TO, traffic, wait_until_calm};
 use crate::command::Cmd;
@@ -31,10 +31,9 @@ const WATCH: Duration = Duration::from_millis(1200);
 
 pub(super) fn moved(world: &mut World) -> Result<()> {
     let mut findings = Findings::default();
-    // Whoever was dead a moment ago is shaken hands with anew.
     wait_until_calm(world)?;
     let senders = [traffic(world, (FROM, TO), (10, 250), 10)?, traffic(world, (TO, FROM), (10, 250), 10)?];
-    signals::sleep(Duration::from_millis(500))?;
+    wait_until_handshakes_are_over(world)?;
     for node in NODES {
         plug_in(world, node)?;
         let result = there_and_back(world, node, &senders, &mut findings);
@@ -131,6 +130,25 @@ fn handshakes(world: &World, node: &str) -> Result<usize> {
         count += tries.filter(|line| agent.name == node || line.contains(&with_it)).count();
     }
     Ok(count)
+}
+
+/// Whoever was dead or started anew a moment ago is shaken hands with, also for a packet of a session that is gone.
+fn wait_until_handshakes_are_over(world: &World) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(60);
+    let begin = Instant::now();
+    let count = || -> Result<usize> { NODES.iter().map(|node| handshakes(world, node)).sum() };
+    let mut before = count()?;
+    loop {
+        signals::sleep(Duration::from_secs(3))?;
+        let now = count()?;
+        if now == before {
+            return Ok(());
+        }
+        if begin.elapsed() > LIMIT {
+            bail!("after {} s of traffic there are still handshakes: {before}, then {now}", LIMIT.as_secs());
+        }
+        before = now;
+    }
 }
 
 /// A second cable to the router, which takes what comes by it for the underlay's.
