@@ -149,8 +149,8 @@ fn restart_with(world: &mut World, more: &str) -> Result<()> {
     wait_until_calm(world)
 }
 
-/// Waits until every lane of the sending node to the gateways is answered, and nobody thinks ill of any lane to a gateway:
-/// what was dead before may be shaken hands with, or held down, for a while. (To others nobody sees to it but they.)
+/// Waits until every lane of the sending node to the gateways was answered once, and nobody takes a lane to a gateway for
+/// dead any more. (To others nobody sees to it but they; and what an idle lane has lost counts for minutes.)
 fn wait_until_calm(world: &World) -> Result<()> {
     const CALM: Duration = Duration::from_secs(60);
     let begin = Instant::now();
@@ -163,7 +163,7 @@ fn wait_until_calm(world: &World) -> Result<()> {
                 let is_asked = node.name == SENDER;
                 for lane in &seen.lanes {
                     let liveness = lane.probes.liveness;
-                    if liveness > Liveness::Unproven || (is_asked && liveness != Liveness::Healthy) {
+                    if liveness >= Liveness::Suspect || (is_asked && liveness == Liveness::Unproven) {
                         troubled.push(format!("{}: {} is {}", node.name, seen.id, liveness.label()));
                     }
                 }
