@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::command::Cmd;
+use crate::requirements;
 use crate::screen::Screen;
 
 /// How long a build may take; on a small machine the first one compiles for many minutes.
@@ -17,7 +18,7 @@ pub(crate) struct Programs {
     pub(crate) agent: PathBuf,
     pub(crate) broker: PathBuf,
     pub(crate) cli: PathBuf,
-    /// The CNI plugin, a static program.
+    /// The CNI plugin, always a static program.
     pub(crate) plugin: PathBuf,
 }
 
@@ -31,47 +32,86 @@ pub(crate) fn cargo() -> Cmd {
     Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// Builds everything that is out of date.
+/// The packages of the programs but for the plugin.
+const PACKAGES: [&str; 6] = ["-p", "podspan-agent", "-p", "podspan-broker", "-p", "podspan-cli"];
+
+/// Builds everything that is out of date, as hosts without Kubernetes run it.
 pub(crate) fn programs(screen: &Screen) -> Result<Programs> {
     screen.line("building podspan (the first time this takes some minutes)");
-    let build = |args: &[&str]| {
-        cargo()
-            .args(["build", "--quiet", "--locked", "--manifest-path"])
-            .arg(manifest())
-            .args(args)
-            .timeout(TIME)
-            .show()
-            .run_ok()
-            .context("podspan does not build; see above")
-    };
-    build(&["--release", "-p", "podspan-agent", "-p", "podspan-broker", "-p", "podspan-cli"])?;
-    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
-    ensure_target(&target, screen)?;
-    build(&["--profile", "cni", "-p", "podspan-cni", "--target", &target])?;
-    let directory = target_directory()?;
-    let release = directory.join("release");
-    let programs = Programs {
-        agent: release.join("podspan-agent"),
-        broker: release.join("podspan-broker"),
-        cli: release.join("podspan"),
-        plugin: directory.join(&target).join("cni").join("podspan-cni"),
-    };
-    for program in [&programs.agent, &programs.broker, &programs.cli, &programs.plugin] {
-        if !program.is_file() {
-            bail!("the build made no {}", program.display());
-        }
-    }
-    Ok(programs)
+    build(&[&["--release"], &PACKAGES[..]].concat())?;
+    let plugin = plugin(screen)?;
+    Programs::of(&target_directory()?.join("release"), plugin)
 }
 
-/// The CNI plugin is static, for a target that a fresh toolchain does not have yet.
+/// The same for the container image: static programs, which need nothing below them.
+pub(crate) fn image_programs(screen: &Screen) -> Result<Programs> {
+    screen.line("building podspan for its image (the first time this takes some minutes)");
+    let target = static_target();
+    ensure_target(&target, screen)?;
+    requirements::ensure_static_compiler(screen)?;
+    build(&[&["--profile", "image", "--target", &target], &PACKAGES[..]].concat())?;
+    let plugin = plugin(screen)?;
+    Programs::of(&image_directory()?, plugin)
+}
+
+/// Where [`image_programs`] puts them.
+pub(crate) fn image_directory() -> Result<PathBuf> {
+    Ok(target_directory()?.join(static_target()).join("image"))
+}
+
+impl Programs {
+    fn of(directory: &Path, plugin: PathBuf) -> Result<Self> {
+        let programs = Self {
+            agent: directory.join("podspan-agent"),
+            broker: directory.join("podspan-broker"),
+            cli: directory.join("podspan"),
+            plugin,
+        };
+        for program in [&programs.agent, &programs.broker, &programs.cli, &programs.plugin] {
+            if !program.is_file() {
+                bail!("the build made no {}", program.display());
+            }
+        }
+        Ok(programs)
+    }
+}
+
+fn plugin(screen: &Screen) -> Result<PathBuf> {
+    let target = static_target();
+    ensure_target(&target, screen)?;
+    build(&["--profile", "cni", "-p", "podspan-cni", "--target", &target])?;
+    Ok(target_directory()?.join(target).join("cni").join("podspan-cni"))
+}
+
+fn build(args: &[&str]) -> Result<()> {
+    let mut cargo = cargo()
+        .args(["build", "--quiet", "--locked", "--manifest-path"])
+        .arg(manifest())
+        .args(args)
+        .timeout(TIME)
+        .show();
+    // The C compiler for static programs has another name for each target, but for Debian's.
+    let compiler = format!("CC_{}", static_target().replace('-', "_"));
+    if std::env::var_os(&compiler).is_none() {
+        cargo = cargo.env(&compiler, "musl-gcc");
+    }
+    cargo.run_ok().context("podspan does not build; see above")?;
+    Ok(())
+}
+
+/// The target of static programs.
+fn static_target() -> String {
+    format!("{}-unknown-linux-musl", std::env::consts::ARCH)
+}
+
+/// A fresh toolchain does not have the target of static programs yet.
 fn ensure_target(target: &str, screen: &Screen) -> Result<()> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let directory = Cmd::new(rustc).args(["--print", "target-libdir", "--target", target]).text()?;
     if Path::new(directory.trim()).is_dir() {
         return Ok(());
     }
-    screen.line(&format!("installing the Rust target {target} for the CNI plugin"));
+    screen.line(&format!("installing the Rust target {target} for static programs"));
     Cmd::new("rustup").args(["target", "add", target]).timeout(TIME).run_ok().with_context(|| {
         format!("the Rust target {target} is missing; by hand: rustup target add {target}")
     })?;

@@ -34,6 +34,9 @@ const KUBE: [Package; 2] = [
     Package { name: "runc", file: "/usr/sbin/runc" },
 ];
 
+/// What static programs take besides: a C compiler for aws-lc.
+const STATIC: [Package; 1] = [Package { name: "musl-tools", file: "/usr/bin/musl-gcc" }];
+
 /// What the bench takes besides.
 const BENCH: [Package; 1] = [Package { name: "iperf3", file: "/usr/bin/iperf3" }];
 
@@ -61,6 +64,11 @@ pub(crate) fn ensure_kube(screen: &Screen) -> Result<()> {
 pub(crate) fn ensure_bench(screen: &Screen) -> Result<()> {
     ensure(screen)?;
     ensure_packages(&BENCH, screen)
+}
+
+/// The same for building static programs, which needs no root once the compiler is there.
+pub(crate) fn ensure_static_compiler(screen: &Screen) -> Result<()> {
+    if missing(&STATIC, Path::new("/")).is_empty() { Ok(()) } else { ensure_packages(&STATIC, screen) }
 }
 
 /// Installs one package.

@@ -30,7 +30,7 @@ pub(crate) enum KubeCommand {
     /// Run a command on a node (alpha-1, ...), or on the host outside of both clouds (outside)
     Exec(Place),
     /// Write podspan's image as an archive, for `ctr -n k8s.io images import`
-    Image(Image),
+    Image(WriteImage),
     /// Bring an image's archive to every node of both clusters
     Import(Image),
 }
@@ -66,6 +66,15 @@ pub(crate) struct Image {
     archive: PathBuf,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct WriteImage {
+    /// The archive's file
+    archive: PathBuf,
+    /// Also put the program `podspan` here, which is in the image, too
+    #[arg(long, value_name = "FILE")]
+    cli: Option<PathBuf>,
+}
+
 /// Runs the subcommand.
 pub(crate) fn run(command: &KubeCommand) -> Result<ExitCode> {
     match command {
@@ -90,7 +99,7 @@ fn up(args: &Up) -> Result<ExitCode> {
     let screen = Screen::new(false);
     requirements::ensure_kube(&screen)?;
     let kubernetes = programs::ensure(Wanted::All, &screen)?;
-    let podspan = if args.bare { None } else { Some(build::programs(&screen)?) };
+    let podspan = if args.bare { None } else { Some(build::image_programs(&screen)?) };
     let begin = Instant::now();
     let mut clusters = Clusters::create(&kubernetes, podspan.as_ref(), screen)?;
     if args.join {
@@ -130,9 +139,8 @@ fn exec(place: &Place) -> Result<ExitCode> {
     let arguments: Vec<&str> = place.arguments.iter().map(String::as_str).collect();
     let cmd = if place.place == "outside" {
         let (program, rest) = arguments.split_first().context("no command was given")?;
-        // kubectl, and podspan where `cargo build --release -p podspan-cli` puts it.
-        let mut paths =
-            vec![programs::find()?.directory().to_owned(), build::target_directory()?.join("release")];
+        // kubectl, and podspan as the image has it.
+        let mut paths = vec![programs::find()?.directory().to_owned(), build::image_directory()?];
         paths.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
         crate::command::Cmd::new(program)
             .args(rest)
@@ -198,13 +206,20 @@ fn import(args: &Image) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn image(args: &Image) -> Result<ExitCode> {
+fn image(args: &WriteImage) -> Result<ExitCode> {
     let screen = Screen::new(false);
-    let podspan = build::programs(&screen)?;
-    if args.archive.is_dir() {
-        bail!("{} is a directory; name the archive's file", args.archive.display());
+    for (file, what) in [(Some(&args.archive), "archive"), (args.cli.as_ref(), "program")] {
+        if let Some(file) = file.filter(|file| file.is_dir()) {
+            bail!("{} is a directory; name the {what}'s file", file.display());
+        }
     }
+    let podspan = build::image_programs(&screen)?;
     images::write_podspan(&podspan, images::PODSPAN_IMAGE, &args.archive)?;
     screen.line(&format!("{} holds the image {}", args.archive.display(), images::PODSPAN_IMAGE));
+    if let Some(cli) = &args.cli {
+        std::fs::copy(&podspan.cli, cli)
+            .with_context(|| format!("cannot put the program podspan at {}", cli.display()))?;
+        screen.line(&format!("{} is the program podspan, static", cli.display()));
+    }
     Ok(ExitCode::SUCCESS)
 }

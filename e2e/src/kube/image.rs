@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -46,6 +46,15 @@ impl Image {
         }
         self.files.insert(at.trim_start_matches('/').to_owned(), program.to_owned());
         Ok(self)
+    }
+
+    /// Adds a program that must need nothing below it.
+    pub(crate) fn static_program(self, at: &str, program: &Path) -> Result<Self> {
+        let libraries = libraries(program)?;
+        if !libraries.is_empty() {
+            bail!("{} is not static, it needs {}", program.display(), libraries.join(", "));
+        }
+        self.program(at, program)
     }
 
     /// Writes the archive of the image `name`, a full reference.
@@ -159,7 +168,7 @@ fn libraries(program: &Path) -> Result<Vec<String>> {
         return Ok(Vec::new());
     }
     if !finished.status.success() {
-        anyhow::bail!("ldd cannot tell what {} is linked against: {text}", program.display());
+        bail!("ldd cannot tell what {} is linked against: {text}", program.display());
     }
     parse_ldd(&text).with_context(|| format!("what {} is linked against", program.display()))
 }
@@ -169,7 +178,7 @@ fn parse_ldd(text: &str) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for line in text.lines().map(str::trim) {
         if line.contains("=> not found") {
-            anyhow::bail!("a library is missing: {line}");
+            bail!("a library is missing: {line}");
         }
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         // The kernel's own page of code (vdso) has no path.
@@ -195,6 +204,14 @@ mod tests {
             "\tlinux-vdso.so.1 (0x1)\n\tlibc.so.6 => /lib/x/libc.so.6 (0x2)\n\t/lib64/ld-linux.so.2 (0x3)\n";
         assert_eq!(parse_ldd(text).unwrap(), ["/lib/x/libc.so.6", "/lib64/ld-linux.so.2"]);
         assert!(parse_ldd("\tlibx.so => not found\n").is_err());
+    }
+
+    #[test]
+    fn a_program_with_libraries_is_not_taken_for_static() {
+        // The test itself is linked dynamically, as every program of this target is.
+        let program = std::env::current_exe().unwrap();
+        let error = Image::new(&["/lab"]).static_program("/lab", &program).unwrap_err();
+        assert!(error.to_string().contains("is not static, it needs"), "{error}");
     }
 
     #[test]

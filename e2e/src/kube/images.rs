@@ -54,19 +54,18 @@ pub(crate) fn written(podspan: bool) -> Vec<PathBuf> {
     files[..count].iter().map(|file| state::path("kube/images").join(format!("{file}.tar"))).collect()
 }
 
-/// Writes podspan's image: all its programs, and nft, through which the agent sets packet rules.
+/// Writes podspan's image: all its programs, which are static, and nft, through which the agent sets packet rules,
+/// with its libraries.
 pub(crate) fn write_podspan(programs: &Programs, name: &str, archive: &Path) -> Result<()> {
-    let stripped = tempfile::tempdir().context("cannot make a directory for stripped programs")?;
-    let strip = |program: &Path| strip(program, stripped.path());
     let version = name.rsplit_once(':').map_or("", |(_, tag)| tag);
     Image::new(&["/podspan-agent"])
         .label("org.opencontainers.image.title", "podspan")
         .label("org.opencontainers.image.version", version)
         .label("org.opencontainers.image.licenses", "Apache-2.0")
-        .program("/podspan-agent", &strip(&programs.agent)?)?
-        .program("/podspan-broker", &strip(&programs.broker)?)?
-        .program("/podspan-cni", &strip(&programs.plugin)?)?
-        .program("/podspan", &strip(&programs.cli)?)?
+        .static_program("/podspan-agent", &programs.agent)?
+        .static_program("/podspan-broker", &programs.broker)?
+        .static_program("/podspan-cni", &programs.plugin)?
+        .static_program("/podspan", &programs.cli)?
         .program(NFT, Path::new(NFT))?
         .write(name, archive)
 }

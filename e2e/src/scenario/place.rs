@@ -16,6 +16,8 @@ use crate::world::{Leftovers, World};
 #[derive(Debug, Default)]
 pub(crate) struct Built {
     pub(crate) podspan: Option<Programs>,
+    /// podspan as its container image has it.
+    pub(crate) image: Option<Programs>,
     pub(crate) kubernetes: Option<KubePrograms>,
     /// What stands at the ends of single tunnels.
     pub(crate) tunnels: BTreeMap<Kind, Installed>,
@@ -148,7 +150,7 @@ impl Place for Clusters {
 
     fn make(setting: ClustersSetting, built: &Built, screen: Screen) -> Result<Self> {
         let kubernetes = built.kubernetes.as_ref().context("Kubernetes was not built")?;
-        let podspan = built.podspan.as_ref().filter(|_| setting.podspan());
+        let podspan = built.image.as_ref().filter(|_| setting.podspan());
         let mut clusters = Self::create(kubernetes, podspan, screen)?;
         if setting == ClustersSetting::Joined {
             clusters.taint(&clusters.node(TAINTED)?)?;

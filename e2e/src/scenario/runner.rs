@@ -117,9 +117,11 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     let mut built = Built::default();
     if worlds.iter().any(|scenario| scenario.setting.podspan)
         || api.iter().any(|scenario| scenario.setting.podspan)
-        || clusters.iter().any(|scenario| scenario.setting.podspan())
     {
         built.podspan = Some(build::programs(&screen)?);
+    }
+    if clusters.iter().any(|scenario| scenario.setting.podspan()) {
+        built.image = Some(build::image_programs(&screen)?);
     }
     if !tunnels.is_empty() {
         for kind in interop::PEERS.into_iter().chain([Kind::Podspan]) {
