@@ -506,6 +506,7 @@ impl Controller {
         self.unapplied = false;
         let desired = desired::desired(&Inputs {
             paths: &self.paths,
+            standing_mtus: self.host.standing_mtus(),
             tunnel: &self.config.tunnel,
             grant: &self.grant,
             facts: &self.facts,

@@ -57,6 +57,8 @@ pub struct Inputs<'a> {
     pub nodes: &'a BTreeMap<NodeId, RemoteNode>,
     /// What the paths to the other clusters take.
     pub paths: &'a PathMtus,
+    /// What an earlier agent had found: it holds until it is measured again.
+    pub standing_mtus: &'a BTreeMap<Cidr, u32>,
     /// How their gateways are used.
     pub policy: &'a Policy,
     /// The clusters that are left to the underlay, since none of their gateways answers.
@@ -141,10 +143,14 @@ pub fn desired(inputs: &Inputs<'_>) -> DesiredState {
     }
     let mut route_mtus = BTreeMap::new();
     for (cluster, nodes) in &clusters {
-        let path = inputs.paths.get(cluster).unwrap_or_else(|| assumed_mtu(inputs.underlay_mtu)).min(mtu);
-        let cidrs =
-            nodes.iter().flat_map(|node| node.verified.grant().cidrs().iter().copied().collect::<Vec<_>>());
-        route_mtus.extend(cidrs.map(|cidr| (cidr, path)));
+        let cidrs: BTreeSet<Cidr> = nodes
+            .iter()
+            .flat_map(|node| node.verified.grant().cidrs().iter().copied().collect::<Vec<_>>())
+            .collect();
+        let standing = || cidrs.iter().filter_map(|cidr| inputs.standing_mtus.get(cidr)).min().copied();
+        let path = inputs.paths.get(cluster).or_else(standing);
+        let path = path.unwrap_or_else(|| assumed_mtu(inputs.underlay_mtu)).min(mtu);
+        route_mtus.extend(cidrs.into_iter().map(|cidr| (cidr, path)));
     }
     // Pods have one MTU for all: what is safe, unless a path takes less still.
     let safe = inputs.underlay_mtu.saturating_sub(OVERHEAD).max(LEAST_MTU).min(mtu);
@@ -314,6 +320,17 @@ mod tests {
         change: impl FnOnce(&mut LocalFacts),
         events: Vec<WatchEvent>,
     ) -> DesiredState {
+        state_after(&BTreeMap::new(), delivery, by_tunnel, gateway, change, events)
+    }
+
+    fn state_after(
+        standing: &BTreeMap<Cidr, u32>,
+        delivery: Delivery,
+        by_tunnel: Option<&BTreeSet<NodeId>>,
+        gateway: bool,
+        change: impl FnOnce(&mut LocalFacts),
+        events: Vec<WatchEvent>,
+    ) -> DesiredState {
         let mut membership = membership_of_alpha();
         for event in events {
             membership.handle(0, event, NOW);
@@ -334,6 +351,7 @@ mod tests {
             underlay: &["eth0".into()],
             nodes: membership.nodes(),
             paths: &PathMtus::default(),
+            standing_mtus: standing,
             policy: &Policy::default(),
             bypassed: &BTreeSet::new(),
             delivery,
@@ -387,6 +405,23 @@ mod tests {
                 ("beta/node-3".into(), true, 1)
             ]
         );
+    }
+
+    #[test]
+    fn what_an_earlier_agent_found_out_about_the_paths_holds_until_it_is_measured() {
+        let after = |standing: &[(&str, u32)]| {
+            let standing = standing.iter().map(|(cidr, mtu)| (cidr.parse().unwrap(), *mtu)).collect();
+            let state = state_after(&standing, Delivery::Native, None, false, |_| (), beta_events());
+            let mtus: BTreeSet<u32> = state.host.route_mtus.values().copied().collect();
+            (mtus.into_iter().collect::<Vec<_>>(), state.pods.mtu)
+        };
+        assert_eq!(after(&[]), (vec![1420], 1420));
+        // One path for the whole cluster, whichever of its CIDRs were routed; pods have what is safe.
+        assert_eq!(after(&[("10.2.0.0/16", 1440), ("fd00:10:2::/48", 1440)]), (vec![1440], 1420));
+        assert_eq!(after(&[("10.2.0.0/16", 1440), ("10.102.0.0/16", 1300)]), (vec![1300], 1300));
+        // The underlay has become narrower meanwhile, and what is another cluster's says nothing.
+        assert_eq!(after(&[("10.2.0.0/16", 8920)]), (vec![1440], 1420));
+        assert_eq!(after(&[("10.3.0.0/16", 1300)]), (vec![1420], 1420));
     }
 
     #[test]

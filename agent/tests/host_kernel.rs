@@ -229,6 +229,24 @@ fn another_set_replaces_the_first_wholly() {
 }
 
 #[test]
+fn the_next_agent_hears_what_the_routes_had() {
+    let (node, _router) = node();
+    add_tun(&node);
+    let directory = tempfile::tempdir().unwrap();
+    node.within(async {
+        let (host, _events) = start(&directory).await;
+        assert!(host.standing_mtus().is_empty());
+        let mut wanted = desired();
+        wanted.route_mtus = wanted.routes.iter().map(|cidr| (*cidr, 1340)).collect();
+        set_whole(&host, wanted.clone()).await;
+        host.stop().await;
+        node.run("ip route add 10.77.0.0/16 dev podspan0 table 7183 proto 99 mtu 1200");
+        let (host, _events) = start(&directory).await;
+        assert_eq!(*host.standing_mtus(), wanted.route_mtus);
+    });
+}
+
+#[test]
 fn other_cidrs_leave_the_nftables_table_where_it_is() {
     let (node, _router) = node();
     add_tun(&node);

@@ -1,6 +1,6 @@
 //! The task: waits for what is wanted and for what others change, reads back, plans, carries out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -111,6 +111,17 @@ impl Engine {
             owned: None,
             state_dir,
         })
+    }
+
+    /// The MTUs of podspan's routes in the tables that are known from the last life.
+    pub(super) async fn standing_mtus(&self) -> io::Result<BTreeMap<Cidr, u32>> {
+        let mut standing = BTreeMap::new();
+        for &table in &self.state.tables {
+            let routes = self.netlink.routes(table).await?;
+            let own = routes.iter().filter(|route| route.protocol == PROTOCOL && route.plain);
+            standing.extend(own.filter_map(|route| Some((route.destination, route.mtu?))));
+        }
+        Ok(standing)
     }
 
     pub(super) async fn run(mut self, mut input: watch::Receiver<Input>, applied: watch::Sender<u64>) {

@@ -15,13 +15,16 @@
 //! Whoever removes or changes such a thing is heard over netlink, and it is put back; a full comparison now
 //! and then finds what was not heard. What does not carry the mark is never changed. [`clean`] takes out all.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use podspan_wire::Cidr;
 use podspan_wire::status::KernelStatus;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tracing::debug;
 
 mod attempts;
 mod clean;
@@ -79,6 +82,7 @@ pub struct Host {
     input: Option<watch::Sender<engine::Input>>,
     applied: watch::Receiver<u64>,
     shared: Arc<Mutex<engine::Shared>>,
+    standing_mtus: BTreeMap<Cidr, u32>,
     task: Option<JoinHandle<()>>,
 }
 
@@ -96,8 +100,19 @@ impl Host {
         let (events, events_end) = mpsc::channel(8);
         let shared = Arc::new(Mutex::new(engine::Shared::default()));
         let engine = engine::Engine::open(settings.state_dir, shared.clone(), events)?;
+        let standing_mtus = engine.standing_mtus().await.unwrap_or_else(|error| {
+            debug!(%error, "the routes of an earlier agent cannot be read");
+            BTreeMap::new()
+        });
         let task = tokio::spawn(engine.run(input_end, applied_end));
-        Ok((Self { input: Some(input), applied, shared, task: Some(task) }, events_end))
+        Ok((Self { input: Some(input), applied, shared, standing_mtus, task: Some(task) }, events_end))
+    }
+
+    /// The MTU, bytes, of each of podspan's routes that stood at the start: what an earlier agent had found out
+    /// about the paths.
+    #[must_use]
+    pub fn standing_mtus(&self) -> &BTreeMap<Cidr, u32> {
+        &self.standing_mtus
     }
 
     /// Notes that the agent is about to make the TUN `interface`, so that [`clean`] knows it even if the agent

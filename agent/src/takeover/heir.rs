@@ -1,5 +1,6 @@
 //! The agent that is started beside another one, and takes over from it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -234,6 +235,7 @@ impl<'a> Heir<'a> {
         let desired = desired(&Inputs {
             // Of no account: it is the table that is wanted.
             paths: &PathMtus::default(),
+            standing_mtus: &BTreeMap::new(),
             tunnel: &self.config.tunnel,
             grant: &self.grant,
             facts: &self.facts,
@@ -241,7 +243,7 @@ impl<'a> Heir<'a> {
             underlay: &underlay.interfaces,
             nodes: self.membership.nodes(),
             policy: &self.config.policy,
-            bypassed: &std::collections::BTreeSet::new(),
+            bypassed: &BTreeSet::new(),
             delivery: self.config.delivery,
             siblings: self.membership.siblings(),
             by_tunnel: None,
