@@ -224,7 +224,7 @@ impl Controller {
             endpoints_written: Instant::now(),
             housekept: Instant::now(),
             up: BTreeMap::new(),
-            paths: PathMtus::default(),
+            paths: PathMtus::after(host.standing_mtus().clone()),
             path_limits: None,
             unsaved: false,
             unapplied: false,
@@ -506,7 +506,6 @@ impl Controller {
         self.unapplied = false;
         let desired = desired::desired(&Inputs {
             paths: &self.paths,
-            standing_mtus: self.host.standing_mtus(),
             tunnel: &self.config.tunnel,
             grant: &self.grant,
             facts: &self.facts,

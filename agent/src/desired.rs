@@ -57,8 +57,6 @@ pub struct Inputs<'a> {
     pub nodes: &'a BTreeMap<NodeId, RemoteNode>,
     /// What the paths to the other clusters take.
     pub paths: &'a PathMtus,
-    /// What an earlier agent had found: it holds until it is measured again.
-    pub standing_mtus: &'a BTreeMap<Cidr, u32>,
     /// How their gateways are used.
     pub policy: &'a Policy,
     /// The clusters that are left to the underlay, since none of their gateways answers.
@@ -147,9 +145,8 @@ pub fn desired(inputs: &Inputs<'_>) -> DesiredState {
             .iter()
             .flat_map(|node| node.verified.grant().cidrs().iter().copied().collect::<Vec<_>>())
             .collect();
-        let standing = || cidrs.iter().filter_map(|cidr| inputs.standing_mtus.get(cidr)).min().copied();
-        let path = inputs.paths.get(cluster).or_else(standing);
-        let path = path.unwrap_or_else(|| assumed_mtu(inputs.underlay_mtu)).min(mtu);
+        let known = inputs.paths.get(cluster, &cidrs);
+        let path = known.unwrap_or_else(|| assumed_mtu(inputs.underlay_mtu)).min(mtu);
         route_mtus.extend(cidrs.into_iter().map(|cidr| (cidr, path)));
     }
     // Pods have one MTU for all: what is safe, unless a path takes less still.
@@ -350,8 +347,7 @@ mod tests {
             underlay_mtu: 1500,
             underlay: &["eth0".into()],
             nodes: membership.nodes(),
-            paths: &PathMtus::default(),
-            standing_mtus: standing,
+            paths: &PathMtus::after(standing.clone()),
             policy: &Policy::default(),
             bypassed: &BTreeSet::new(),
             delivery,
@@ -408,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_agent_found_out_about_the_paths_holds_until_it_is_measured() {
+    fn routes_begin_with_what_an_earlier_agent_found_out_about_the_paths() {
         let after = |standing: &[(&str, u32)]| {
             let standing = standing.iter().map(|(cidr, mtu)| (cidr.parse().unwrap(), *mtu)).collect();
             let state = state_after(&standing, Delivery::Native, None, false, |_| (), beta_events());

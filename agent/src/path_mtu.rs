@@ -4,20 +4,27 @@
 //! of all tunnels that work. It falls at once and rises late, so that a search does not shake the routes; until
 //! it has fallen, and where one path takes less than the others, the data plane looks after each packet itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use podspan_dataplane::{Liveness, PeerStatus};
-use podspan_wire::ClusterId;
+use podspan_wire::{Cidr, ClusterId};
 
 use crate::desired::LEAST_MTU;
 
 /// How long all paths take more before the routes do.
 const RISE: Duration = Duration::from_secs(4);
 
+/// How long what an earlier agent had found holds without being measured: the tunnels that carry packets have
+/// measured their paths long before, and of others nobody knows what it is worth.
+const STANDING: Duration = Duration::from_secs(10);
+
 /// What the paths to each cluster take.
 #[derive(Clone, Debug, Default)]
-pub struct PathMtus(BTreeMap<ClusterId, Path>);
+pub struct PathMtus {
+    measured: BTreeMap<ClusterId, Path>,
+    standing: BTreeMap<Cidr, u32>,
+}
 
 #[derive(Clone, Debug)]
 struct Path {
@@ -27,11 +34,18 @@ struct Path {
 }
 
 impl PathMtus {
-    /// The largest packet that all working tunnels to a cluster take, bytes, and no less than 1280; none
-    /// before any was measured.
+    /// Begins with what an earlier agent's routes said, by destination.
     #[must_use]
-    pub fn get(&self, cluster: &ClusterId) -> Option<u32> {
-        self.0.get(cluster).map(|path| path.mtu)
+    pub fn after(standing: BTreeMap<Cidr, u32>) -> Self {
+        Self { measured: BTreeMap::new(), standing }
+    }
+
+    /// The largest packet that all working tunnels to a cluster of these CIDRs take, bytes, and no less than 1280;
+    /// none where nothing is known.
+    #[must_use]
+    pub fn get(&self, cluster: &ClusterId, cidrs: &BTreeSet<Cidr>) -> Option<u32> {
+        let standing = || cidrs.iter().filter_map(|cidr| self.standing.get(cidr)).min().copied();
+        self.measured.get(cluster).map(|path| path.mtu).or_else(standing)
     }
 
     /// Takes in how the tunnels are at `now`, a time since some fixed moment. Returns whether anything changed.
@@ -47,19 +61,23 @@ impl PathMtus {
             }
         }
         let mut changed = false;
+        if now >= STANDING && !self.standing.is_empty() {
+            self.standing.clear();
+            changed = true;
+        }
         for (cluster, &mtu) in &least {
-            match self.0.get_mut(cluster) {
+            match self.measured.get_mut(cluster) {
                 None => {
-                    self.0.insert((*cluster).clone(), Path { mtu, more: None });
+                    self.measured.insert((*cluster).clone(), Path { mtu, more: None });
                     changed = true;
                 }
                 Some(path) => changed |= path.observe(now, mtu),
             }
         }
-        let count = self.0.len();
+        let count = self.measured.len();
         // Without a tunnel that works, what was known is as good as anything; without a peer it is not.
-        self.0.retain(|cluster, _| peers.iter().any(|peer| peer.id.cluster == *cluster));
-        changed || self.0.len() != count
+        self.measured.retain(|cluster, _| peers.iter().any(|peer| peer.id.cluster == *cluster));
+        changed || self.measured.len() != count
     }
 }
 
@@ -119,39 +137,60 @@ mod tests {
             .collect()
     }
 
+    fn get(paths: &PathMtus, cluster: &str) -> Option<u32> {
+        paths.get(&cluster.parse().unwrap(), &BTreeSet::new())
+    }
+
     fn second(n: u64) -> Duration {
         Duration::from_secs(n)
     }
 
     #[test]
     fn the_least_of_the_tunnels_that_work_counts() {
-        let (beta, gamma) = ("beta".parse().unwrap(), "gamma".parse().unwrap());
         let mut paths = PathMtus::default();
         let mut all = peers(&[("beta/a", Some(1440)), ("beta/b", Some(1340)), ("gamma/a", None)]);
         assert!(paths.observe(second(1), &all));
-        assert_eq!((paths.get(&beta), paths.get(&gamma)), (Some(1340), None));
+        assert_eq!((get(&paths, "beta"), get(&paths, "gamma")), (Some(1340), None));
         assert!(!paths.observe(second(2), &all));
         // One that does not work is not asked.
         all[1].lanes[0].liveness = Liveness::Dead;
         all[2].lanes.push(lane(Some(1300), false, Liveness::Healthy));
         assert!(!paths.observe(second(3), &all));
         assert!(paths.observe(second(7), &all));
-        assert_eq!((paths.get(&beta), paths.get(&gamma)), (Some(1440), None));
+        assert_eq!((get(&paths, "beta"), get(&paths, "gamma")), (Some(1440), None));
         // What was known stays while nothing works.
         all[0].lanes.clear();
         assert!(!paths.observe(second(100), &all));
-        assert_eq!(paths.get(&beta), Some(1440));
+        assert_eq!(get(&paths, "beta"), Some(1440));
         assert!(paths.observe(second(101), &all[2..]));
-        assert_eq!(paths.get(&beta), None);
+        assert_eq!(get(&paths, "beta"), None);
+    }
+
+    #[test]
+    fn what_an_earlier_agent_had_found_holds_until_it_is_measured_and_not_for_long() {
+        let cidr = |text: &str| text.parse::<Cidr>().unwrap();
+        let (beta, gamma) = ("beta".parse().unwrap(), "gamma".parse().unwrap());
+        let standing = [("10.2.0.0/16", 1440), ("10.102.0.0/16", 1300), ("10.3.0.0/16", 1380)];
+        let mut paths = PathMtus::after(standing.map(|(text, mtu)| (cidr(text), mtu)).into());
+        let seen = |paths: &PathMtus| {
+            let betas = ["10.2.0.0/16", "10.102.0.0/16", "10.122.0.0/16"].map(cidr).into();
+            (paths.get(&beta, &betas), paths.get(&gamma, &[cidr("10.3.0.0/16")].into()))
+        };
+        assert_eq!(seen(&paths), (Some(1300), Some(1380)), "the least of a cluster");
+        assert!(paths.observe(second(1), &peers(&[("beta/a", Some(1440)), ("gamma/a", None)])));
+        assert_eq!(seen(&paths), (Some(1440), Some(1380)));
+        // A cluster that leaves and comes again is not what it was.
+        assert!(paths.observe(second(10), &peers(&[("gamma/a", None)])));
+        assert_eq!(seen(&paths), (None, None));
+        assert!(!paths.observe(second(11), &peers(&[("gamma/a", None)])));
     }
 
     #[test]
     fn it_falls_at_once_and_rises_when_it_stays() {
-        let beta = "beta".parse().unwrap();
         let mut paths = PathMtus::default();
         let mut at = |now: u64, mtu: u16| {
             paths.observe(second(now), &peers(&[("beta/a", Some(mtu))]));
-            paths.get(&beta).unwrap()
+            get(&paths, "beta").unwrap()
         };
         assert_eq!([at(0, 1440), at(1, 1280), at(2, 1340), at(3, 1440)], [1440, 1280, 1280, 1280]);
         assert_eq!([at(5, 1390), at(6, 1440)], [1280, 1340], "the least of the time");

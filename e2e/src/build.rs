@@ -48,7 +48,9 @@ pub(crate) fn image_programs(screen: &Screen) -> Result<Programs> {
     screen.line("building podspan for its image (the first time this takes some minutes)");
     let target = static_target();
     ensure_target(&target, screen)?;
-    requirements::ensure_static_compiler(screen)?;
+    if std::env::var_os(static_compiler()).is_none() {
+        requirements::ensure_static_compiler(screen)?;
+    }
     build(&[&["--profile", "image", "--target", &target], &PACKAGES[..]].concat())?;
     let plugin = plugin(screen)?;
     Programs::of(&image_directory()?, plugin)
@@ -90,8 +92,7 @@ fn build(args: &[&str]) -> Result<()> {
         .args(args)
         .timeout(TIME)
         .show();
-    // The C compiler for static programs has another name for each target, but for Debian's.
-    let compiler = format!("CC_{}", static_target().replace('-', "_"));
+    let compiler = static_compiler();
     if std::env::var_os(&compiler).is_none() {
         cargo = cargo.env(&compiler, "musl-gcc");
     }
@@ -102,6 +103,12 @@ fn build(args: &[&str]) -> Result<()> {
 /// The target of static programs.
 fn static_target() -> String {
     format!("{}-unknown-linux-musl", std::env::consts::ARCH)
+}
+
+/// The variable that names the C compiler for static programs, which would have another name for each target; on
+/// Debian it has one.
+fn static_compiler() -> String {
+    format!("CC_{}", static_target().replace('-', "_"))
 }
 
 /// A fresh toolchain does not have the target of static programs yet.

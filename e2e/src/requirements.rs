@@ -68,7 +68,13 @@ pub(crate) fn ensure_bench(screen: &Screen) -> Result<()> {
 
 /// The same for building static programs, which needs no root once the compiler is there.
 pub(crate) fn ensure_static_compiler(screen: &Screen) -> Result<()> {
-    if missing(&STATIC, Path::new("/")).is_empty() { Ok(()) } else { ensure_packages(&STATIC, screen) }
+    if missing(&STATIC, Path::new("/")).is_empty() {
+        return Ok(());
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!("static programs take a C compiler that is missing; as root: apt-get install musl-tools");
+    }
+    ensure_packages(&STATIC, screen)
 }
 
 /// Installs one package.

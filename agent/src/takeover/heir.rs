@@ -1,6 +1,6 @@
 //! The agent that is started beside another one, and takes over from it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -235,7 +235,6 @@ impl<'a> Heir<'a> {
         let desired = desired(&Inputs {
             // Of no account: it is the table that is wanted.
             paths: &PathMtus::default(),
-            standing_mtus: &BTreeMap::new(),
             tunnel: &self.config.tunnel,
             grant: &self.grant,
             facts: &self.facts,

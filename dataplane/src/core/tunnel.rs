@@ -5,7 +5,7 @@
 //!            unknown session                       or confirmed by data
 //!  asleep ───────────────────────► shaking hands ───────────────────────► session
 //!    ▲  no tick, no timer,           one attempt each 1 to 15 s,            │ tick each 250 ms
-//!    │  no boringtun state           endpoints in turn                      │ or 1 s; rekeyed
+//!    │  no boringtun state           endpoints in turn                      │ to 5 s; rekeyed
 //!    └───────────────── given up, and not wanted ◄──────────────────────────┘ expired after 180 s
 //! ```
 
@@ -675,10 +675,11 @@ impl Tunnel {
         self.resting && !waits && self.queue.is_empty()
     }
 
-    /// When a tunnel that may rest is to be looked at: a session has its ages, and peers their keepalives.
+    /// When a tunnel that may rest is to be looked at: a session has its ages, and peers their keepalives. boringtun
+    /// ends a session once it is older than REJECT.
     fn rest(&self, now: Time) -> Time {
         let rekey = if self.initiator { REKEY } else { REKEY_AS_RESPONDER };
-        let ages = self.session.into_iter().flat_map(|at| [at + rekey, at + REJECT]);
+        let ages = self.session.into_iter().flat_map(|at| [at + rekey, at + REJECT + TICK]);
         let owed = self.owes.map(|at| at + KEEPALIVE);
         let promised = self.profile.keepalive.map(|every| self.sent + every);
         let due = ages.chain(owed).chain(promised).filter(|&at| at > now).min();

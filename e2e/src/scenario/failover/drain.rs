@@ -139,13 +139,13 @@ pub(super) fn rolling(world: &mut World) -> Result<()> {
         for node in &nodes {
             let before = route_mtus(world, node)?;
             follow(world, node)?;
-            // A new agent has measured nothing yet: what the old one knew must hold until then.
+            signals::sleep(Duration::from_millis(300))?;
+            // A new agent has not measured every path yet: what the old one knew must hold until then.
             findings.expect(
                 &format!("round {round}: the MTUs of {node}'s routes"),
                 before,
                 route_mtus(world, node)?,
             );
-            signals::sleep(Duration::from_millis(300))?;
         }
         let took = begin.elapsed();
         let seen = field.report()?;
