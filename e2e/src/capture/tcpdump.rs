@@ -13,6 +13,10 @@ use crate::signals;
 use crate::state;
 use crate::world::{self, World};
 
+/// tcpdump gets what was captured after a second at the latest, and what it has not got when it ends is lost; what is
+/// on its way through a busy machine needs a moment besides.
+const HANDED_OVER: Duration = Duration::from_millis(1300);
+
 /// A running capture.
 #[derive(Debug)]
 pub(crate) struct Capture {
@@ -42,22 +46,9 @@ impl Capture {
                 std::fs::remove_file(old).ok();
             }
             let cmd = Cmd::new("tcpdump")
-                // No names, whole packets, a buffer of 32 MiB, each packet at once (what is still in the
-                // kernel's buffer when tcpdump ends would be lost), and still as root.
-                .args([
-                    "--immediate-mode",
-                    "-n",
-                    "-s",
-                    "0",
-                    "-B",
-                    "32768",
-                    "-U",
-                    "-Z",
-                    "root",
-                    "-i",
-                    interface,
-                    "-w",
-                ])
+                // No names, whole packets, a buffer of 32 MiB, and still as root. Not in immediate mode, for which the
+                // kernel keeps a place of the largest packet's size for each one, 128 in all.
+                .args(["-n", "-s", "0", "-B", "32768", "-U", "-Z", "root", "-i", interface, "-w"])
                 .arg(&file)
                 .within(&router);
             let process = world.start_daemon(&name, &cmd)?;
@@ -71,8 +62,7 @@ impl Capture {
 
     /// Ends it and looks at what was captured.
     pub(crate) fn finish(self, expected: &Expected) -> Result<Report> {
-        // What is on its way through a busy machine is given time to arrive.
-        signals::sleep(Duration::from_millis(300))?;
+        signals::sleep(HANDED_OVER)?;
         for link in &self.links {
             link.process.signal(Signal::SIGINT)?;
         }
