@@ -5,7 +5,7 @@
 //!            unknown session                       or confirmed by data
 //!  asleep ───────────────────────► shaking hands ───────────────────────► session
 //!    ▲  no tick, no timer,           one attempt each 1 to 15 s,            │ tick each 250 ms
-//!    │  no boringtun state           endpoints in turn                      │ to 5 s; rekeyed
+//!    │  no boringtun state           endpoints in turn                      │ or 1 s; rekeyed
 //!    └───────────────── given up, and not wanted ◄──────────────────────────┘ expired after 180 s
 //! ```
 
@@ -62,10 +62,9 @@ const REJECT: Duration = Duration::from_secs(180);
 /// Who received data and has nothing to say sends a keepalive after so long (WireGuard paper, section 6.5:
 /// KEEPALIVE_TIMEOUT). boringtun does it too, but by times as coarse as its ticks, and misses some.
 const KEEPALIVE: Duration = Duration::from_secs(10);
-/// Between ticks of a tunnel that carries packets, of one that does not, and of one that rests.
+/// Between ticks of a tunnel that carries packets, and of one that does not.
 const TICK: Duration = Duration::from_millis(250);
 const IDLE_TICK: Duration = Duration::from_secs(1);
-const RESTING_TICK: Duration = Duration::from_secs(5);
 /// An unknown session makes a tunnel without one of its own try a handshake at most so often.
 const POKE: Duration = Duration::from_secs(1);
 /// The same for a tunnel with a session, which hardly ever needs it: whoever forges the addresses of
@@ -105,8 +104,6 @@ pub(crate) struct Tunnel {
     ticked: Option<Time>,
     /// Whether a packet went either way since the last tick.
     active: bool,
-    /// Whether nobody here needs the tunnel: it is the peer that asks after this node. A gateway has thousands of those.
-    resting: bool,
     sent: Time,
     /// Since when data has been sent without anything heard.
     unanswered: Option<Time>,
@@ -157,7 +154,6 @@ impl Tunnel {
             endpoint: None,
             due: None,
             ticked: None,
-            resting: false,
             active: false,
             sent: Time::default(),
             unanswered: None,
@@ -475,7 +471,6 @@ impl Tunnel {
         shared: &mut Shared,
         sink: &mut impl Sink,
     ) -> Option<Time> {
-        self.resting = demand == Demand::Nobody;
         self.hurry = matches!(demand, Demand::InUse | Demand::Standby)
             && (self.health.doubtful(now) || !self.is_up(now));
         if self.hurry && self.retry_at > now + HURRY + JITTER {
@@ -652,11 +647,7 @@ impl Tunnel {
     /// When the tunnel is to be looked at next, if ever.
     pub(crate) fn next_tick(&self, now: Time, active: bool) -> Option<Time> {
         if self.has_session() {
-            return Some(match active {
-                true => now + TICK,
-                false if self.may_rest() => self.rest(now),
-                false => now + IDLE_TICK,
-            });
+            return Some(now + if active { TICK } else { IDLE_TICK });
         }
         if self.profile.wanted() || self.shaking.is_some() || !self.queue.is_empty() {
             // Without anybody to try, there is nothing to wait for: the peer dials us, or a table comes.
@@ -667,23 +658,6 @@ impl Tunnel {
         }
         // A session that was never confirmed still has keys that must not outlive it.
         self.session.map(|_| now + RETRY)
-    }
-
-    /// Whether nothing is waited for but what [`Self::rest`] knows.
-    fn may_rest(&self) -> bool {
-        let waits = self.unanswered.is_some() || self.shaking.is_some() || self.force;
-        self.resting && !waits && self.queue.is_empty()
-    }
-
-    /// When a tunnel that may rest is to be looked at: a session has its ages, and peers their keepalives. boringtun
-    /// ends a session once it is older than REJECT.
-    fn rest(&self, now: Time) -> Time {
-        let rekey = if self.initiator { REKEY } else { REKEY_AS_RESPONDER };
-        let ages = self.session.into_iter().flat_map(|at| [at + rekey, at + REJECT + TICK]);
-        let owed = self.owes.map(|at| at + KEEPALIVE);
-        let promised = self.profile.keepalive.map(|every| self.sent + every);
-        let due = ages.chain(owed).chain(promised).filter(|&at| at > now).min();
-        due.map_or(now + RESTING_TICK, |at| at.min(now + RESTING_TICK)).max(now + TICK)
     }
 
     /// Tells the world when the tunnel comes up or goes down.

@@ -1,7 +1,5 @@
 //! Sessions: that they begin, are renewed, survive, recover and end as they should.
 
-use std::time::Duration;
-
 use podspan_dataplane::{DropCause, LaneSecret};
 
 use crate::net::{MS, S, Sim, Weather, udp};
@@ -308,27 +306,4 @@ fn a_keepalive_that_is_switched_on_later_works_without_a_new_session() {
     let sent = sim.worker(0, 0).tx_outer_packets - before;
     assert!((9..=10).contains(&sent), "{sent}");
     assert_eq!(sim.worker(0, 0).handshakes, 1);
-}
-
-#[test]
-fn a_tunnel_at_rest_sends_its_keepalive_in_time() {
-    // Node 1 dials nobody and has nothing to send; what node 0 probes it does not hear, as if there were none.
-    for n in 0..64 {
-        let mut sim = Sim::pair(31, (1, 1));
-        sim.nodes[0].spec.peers[0].dial = true;
-        sim.nodes[1].mute = true;
-        let mut sim = sim.start();
-        sim.until(S, "dialled", |sim| sim.is_up(1, 0));
-        // At any time between two looks at the tunnel, and between two handshakes, which make boringtun say something.
-        sim.run(20 * S + Duration::from_millis(250 * n));
-        sim.tap = Some(vec![]);
-        sim.send(0, 0, &one(0));
-        // Looking for the path's MTU may have node 1 say something sooner.
-        sim.run(10_300 * MS);
-        let node = sim.nodes[1].address;
-        let said = sim.tap.take().unwrap();
-        let data = said.iter().filter(|(from, _, bytes)| from.ip() == node && bytes[0] == 4).count();
-        assert!(data > 0, "{n}: nothing after 10 s");
-        assert!(sim.is_up(0, 1) && sim.is_up(1, 0));
-    }
 }
